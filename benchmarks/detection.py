@@ -53,14 +53,14 @@ from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm, load_clip
 from confit_runtime.calibration import (
     NEVER,
-    Chosen,
-    Counts,
+    FalseAcceptCounts,
+    OperatingPoint,
     Positive,
-    choose,
+    choose_operating_point,
     count_false_accepts,
     det_curve,
-    hear_positive,
-    only,
+    restrict_to_labels,
+    score_positive,
     thresholds,
 )
 from confit_runtime.contract import Contract
@@ -91,14 +91,14 @@ class Method:
 def measure(method: Method, seed: int) -> dict[str, Any]:
     """Return everything that is reported for one method."""
     counts = count_false_accepts(method.contract, method.recordings)
-    chosen = choose(counts, TARGET, CONFIDENCE)
+    chosen = choose_operating_point(counts, TARGET, CONFIDENCE)
     hours, held_out = float(counts.hours.sum()), _left_out(counts)
     events = int(sum(found for found, _ in held_out))
     rates = np.array([found for found, _ in held_out]) / counts.hours
     halves = _halves(counts, seed)
     contract = dataclasses.replace(method.contract, thresholds=thresholds(method.contract, chosen.thresholds))
     heard = {
-        condition: [hear_positive(contract, clip.label, clip.group, rows) for clip, rows in clips]
+        condition: [score_positive(contract, clip.label, clip.group, rows) for clip, rows in clips]
         for condition, clips in method.clips.items()
         if condition != "validation"
     }
@@ -142,27 +142,27 @@ def measure(method: Method, seed: int) -> dict[str, Any]:
     }
 
 
-def _at(target: float, counts: Counts, method: Method) -> dict[str, Any]:
-    chosen = choose(counts, target, CONFIDENCE)
+def _at(target: float, counts: FalseAcceptCounts, method: Method) -> dict[str, Any]:
+    chosen = choose_operating_point(counts, target, CONFIDENCE)
     contract = dataclasses.replace(method.contract, thresholds=thresholds(method.contract, chosen.thresholds))
     row: dict[str, Any] = {"target_fa_per_hour": target, "promised_fa_per_hour": chosen.bound}
     for condition, clips in method.clips.items():
         if condition == "validation":
             continue
-        heard = [hear_positive(contract, clip.label, clip.group, rows) for clip, rows in clips]
+        heard = [score_positive(contract, clip.label, clip.group, rows) for clip, rows in clips]
         row[f"frr_{condition}"] = _missed(contract, heard)["frr"]
     return row
 
 
-def _fewer(count: int, chosen: Chosen, method: Method, counts: Counts) -> dict[str, Any]:
+def _fewer(count: int, chosen: OperatingPoint, method: Method, counts: FalseAcceptCounts) -> dict[str, Any]:
     """Calibrate for only `count` words: those missed least on the validation voices, for which nothing is reported."""
     contract = dataclasses.replace(method.contract, thresholds=thresholds(method.contract, chosen.thresholds))
     missed = Counter[str]()
     for clip, rows in method.clips["validation"]:
         level = contract.thresholds[clip.label]["on"]
-        missed[clip.label] += hear_positive(contract, clip.label, clip.group, rows).level < level
+        missed[clip.label] += score_positive(contract, clip.label, clip.group, rows).level < level
     words = sorted(missed, key=lambda word: (missed[word], word))[:count]
-    contract = only(method.contract, words)
+    contract = restrict_to_labels(method.contract, words)
     few = Method(
         contract,
         method.recordings,
@@ -173,7 +173,7 @@ def _fewer(count: int, chosen: Chosen, method: Method, counts: Counts) -> dict[s
     )
     kept = counts.events.copy()
     kept[[place for place, label in enumerate(contract.labels) if label not in words]] = 0
-    return {"words": words, **_at(TARGET, Counts(kept, counts.hours), few)}
+    return {"words": words, **_at(TARGET, FalseAcceptCounts(kept, counts.hours), few)}
 
 
 def _missed(contract: Contract, heard: list[Positive]) -> dict[str, Any]:
@@ -182,32 +182,32 @@ def _missed(contract: Contract, heard: list[Positive]) -> dict[str, Any]:
     return {"frr": sum(missed) / len(missed), "interval": [low, high]}
 
 
-def _left_out(counts: Counts) -> list[tuple[int, float]]:
+def _left_out(counts: FalseAcceptCounts) -> list[tuple[int, float]]:
     """Return the false accepts in each recording at the thresholds from all the others, and the rate these promise."""
     places = np.arange(len(counts.hours))
     found = []
     for place in places:
-        chosen = choose(_of(counts, places[places != place]), TARGET, CONFIDENCE)
+        chosen = choose_operating_point(_of(counts, places[places != place]), TARGET, CONFIDENCE)
         found.append((_events(counts, chosen, places[places == place]), chosen.bound))
     return found
 
 
-def _halves(counts: Counts, seed: int) -> list[tuple[float, float]]:
+def _halves(counts: FalseAcceptCounts, seed: int) -> list[tuple[float, float]]:
     """Return the rate in one half of the recordings at the thresholds of the other half, and the rate that half promised."""
     rng, found = np.random.default_rng([seed, 30]), []
     for _ in range(HALVES):
         order = rng.permutation(len(counts.hours))
         half = int(np.searchsorted(counts.hours[order].cumsum(), counts.hours.sum() / 2)) + 1
-        chosen = choose(_of(counts, order[:half]), TARGET, CONFIDENCE)
+        chosen = choose_operating_point(_of(counts, order[:half]), TARGET, CONFIDENCE)
         found.append((_events(counts, chosen, order[half:]) / float(counts.hours[order[half:]].sum()), chosen.bound))
     return found
 
 
-def _of(counts: Counts, places: npt.NDArray[np.int64]) -> Counts:
-    return Counts(counts.events[:, places], counts.hours[places])
+def _of(counts: FalseAcceptCounts, places: npt.NDArray[np.int64]) -> FalseAcceptCounts:
+    return FalseAcceptCounts(counts.events[:, places], counts.hours[places])
 
 
-def _events(counts: Counts, chosen: Chosen, places: npt.NDArray[np.int64]) -> int:
+def _events(counts: FalseAcceptCounts, chosen: OperatingPoint, places: npt.NDArray[np.int64]) -> int:
     there = counts.events[:, places].sum(axis=1)
     return int(np.take_along_axis(there, chosen.levels[:, None], axis=1).sum())
 

@@ -38,13 +38,13 @@ from confit_runtime import Detection, Gallery, Listener, load
 from confit_runtime.arrays import Floats
 from confit_runtime.audio import load_clip
 from confit_runtime.bench import call_latency, stream_rtf
-from confit_runtime.enrollment import embed_query, take
+from confit_runtime.enrollment import embed_query, extract_prints
 from confit_runtime.errors import AudioError
 from confit_runtime.intervals import grouped_share_interval
 from confit_runtime.matcher import Levels
 from confit_runtime.model import Model
 from confit_runtime.speaker import SpeakerTap
-from confit_runtime.voiced import cut_to_voice
+from confit_runtime.voice_activity import remove_pauses
 
 OUT = RESULTS / "enrollment.json"
 ENROLLED_DB, ASKED_DB = (0.0, -25.0), (0.0, -5.0, -10.0, -15.0, -20.0, -25.0)  # peak level relative to full scale
@@ -96,7 +96,7 @@ def test_voices(cache: Path) -> dict[str, Draw]:
 def enroll_voices(gallery: Gallery, model: Model, drawn: dict[str, Draw], heard: Callable[[Floats], Floats]) -> None:
     """Enroll every voice from its clips as a microphone has `heard` them."""
     for name, one in drawn.items():
-        taken = [take(model, heard(clip), "speaker", name) for clip in one.enroll]
+        taken = [extract_prints(model, heard(clip), "speaker", name) for clip in one.enroll]
         enroll(gallery, name, [row for each in taken for row in each.embeddings], sum(t.seconds for t in taken))
 
 
@@ -168,7 +168,7 @@ def words(cache: Path) -> list[dict[str, Any]]:
                         clip = spoken.clips[voice][word]
                         told[way] += [(voice, name, voice in names) for name in named(digits, tap, clip)]
                         if voice in names:
-                            match = gallery.match(model.embed(cut_to_voice(clip, RATE), RATE))
+                            match = gallery.match(model.embed(remove_pauses(clip, RATE), RATE))
                             nearest[way].append(match.nearest == voice)
         print(f"draw {number + 1} of {DRAWS}", flush=True)
     rows = []
@@ -193,7 +193,7 @@ def enroll_words(gallery: Gallery, model: Model, spoken: handover.Voices, names:
     for name in names:
         for word in beside:
             with suppress(AudioError):
-                taken = take(model, spoken.clips[name][word], "speaker", word)
+                taken = extract_prints(model, spoken.clips[name][word], "speaker", word)
                 enroll(gallery, name, list(taken.embeddings), taken.seconds)
 
 
@@ -216,7 +216,7 @@ def alike(cache: Path) -> list[dict[str, Any]]:
         found = []
         for source, pcm in pieces:
             with suppress(AudioError):  # silent, or nothing like a voice, so `enroll` refuses it
-                for row in take(model, pcm, "speaker", source).embeddings:
+                for row in extract_prints(model, pcm, "speaker", source).embeddings:
                     found.append((bool((beeps @ row).max() > (people @ row).max()), source))
         rows.append({"of": kind, **share(found), "sources": len({source for _, source in found})})
         print(rows[-1], flush=True)
@@ -256,7 +256,10 @@ def sounds(cache: Path) -> dict[str, Any]:
     firsts: dict[str, Path] = {}
     for sound in instruments(cache):
         firsts.setdefault(sound.group, sound.path)  # one sample per instrument
-    prints = {name: list(take(model, load_clip(path, RATE), "sound", name).embeddings) for name, path in firsts.items()}
+    prints = {
+        name: list(extract_prints(model, load_clip(path, RATE), "sound", name).embeddings)
+        for name, path in firsts.items()
+    }
     asked = {name: embed_query(model, load_clip(path, RATE), "sound", name) for name, path in firsts.items()}
     told = []
     for name, rows in prints.items():

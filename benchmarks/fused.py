@@ -25,12 +25,12 @@ from confit_export.export import export_run
 from confit_export.gate import Answers
 from confit_runtime.audio import Pcm
 from confit_runtime.model import Model, load
-from confit_runtime.scoring import Heard, score_detections
+from confit_runtime.scoring import SoundEvent, score_detections
 
 STREAMS = 6
 
 
-def listen(model: Model, streams: list[tuple[Pcm, list[Heard]]]) -> dict[str, int]:
+def listen(model: Model, streams: list[tuple[Pcm, list[SoundEvent]]]) -> dict[str, int]:
     """Count the words that the model finds, and its false accepts, over all streams."""
     found = {"expected": 0, "detected": 0, "false_accepts": 0}
     for sound, truth in streams:

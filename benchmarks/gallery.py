@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from benchmarks.report import machine, write_json
 from confit_runtime import load
-from confit_runtime.matcher import NEIGHBOURS, Levels, Matcher, unit
+from confit_runtime.matcher import NEIGHBOUR_PRINTS, Levels, Matcher, l2_normalise
 from confit_runtime.search import SEARCH_EFFORT, ExactSearch, IndexSearch, build_index
 
 OUT = Path(__file__).with_name("results") / "gallery.json"
@@ -39,7 +39,7 @@ Floats = npt.NDArray[np.float32]
 
 def prints_like(cohort: Floats, names: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """Return prints `[names * 3, dim]` in order of name, and one query for each of `QUESTIONS` names."""
-    voices = unit(cohort).reshape(-1, PRINTS_A_NAME, cohort.shape[1])
+    voices = l2_normalise(cohort).reshape(-1, PRINTS_A_NAME, cohort.shape[1])
     centres = voices.mean(axis=1)
     mean = centres.mean(axis=0)
     _, between, axes = np.linalg.svd(centres - mean, full_matrices=False)
@@ -50,7 +50,7 @@ def prints_like(cohort: Floats, names: int, rng: np.random.Generator) -> tuple[F
     noise = float(np.sqrt(np.square(inside).sum(axis=1).mean() * PRINTS_A_NAME / (PRINTS_A_NAME - 1) / cohort.shape[1]))
 
     def say(voice: Floats) -> Floats:
-        return unit(voice + noise * rng.standard_normal(voice.shape, np.float32))
+        return l2_normalise(voice + noise * rng.standard_normal(voice.shape, np.float32))
 
     made = np.empty((names * PRINTS_A_NAME, cohort.shape[1]), np.float32)
     asked = []
@@ -117,7 +117,10 @@ def main() -> None:
             row["build_s"] = round(time.perf_counter() - start, 1)
             row["bytes"] = path.stat().st_size
             whole = ExactSearch(prints)
-            near = {count: [set(whole.nearest(query, count).tolist()) for query in asked] for count in (10, NEIGHBOURS)}
+            near = {
+                count: [set(whole.nearest(query, count).tolist()) for query in asked]
+                for count in (10, NEIGHBOUR_PRINTS)
+            }
             for effort in EFFORTS:
                 search = IndexSearch(path, ids, prints, digest, effort)
                 indexed = Matcher(said, owners, prints, model.cohort, levels=levels, search=search)
@@ -132,7 +135,7 @@ def main() -> None:
 
 def _recall(near: dict[int, list[set[int]]], search: IndexSearch, asked: Floats) -> dict[str, float]:
     """Return the share of each query's nearest prints that are among those the matcher would look at."""
-    found = [set(search.nearest(query, NEIGHBOURS).tolist()) for query in asked]
+    found = [set(search.nearest(query, NEIGHBOUR_PRINTS).tolist()) for query in asked]
     return {
         f"recall_at_{count}": round(float(np.mean([len(a & b) / count for a, b in zip(sets, found, strict=True)])), 4)
         for count, sets in near.items()

@@ -23,7 +23,7 @@ from benchmarks.report import RESULTS, machine, write_json
 from benchmarks.sources import DEMO
 from confit_runtime import Detection, Gallery, Listener, load
 from confit_runtime.audio import load_clip
-from confit_runtime.enrollment import take
+from confit_runtime.enrollment import extract_prints
 from confit_runtime.intervals import grouped_share_interval
 from confit_runtime.model import Model
 from confit_runtime.speaker import SpeakerTap
@@ -59,7 +59,7 @@ class Voices:
 def enroll(gallery: Gallery, model: Model, voices: Voices, names: list[str]) -> None:
     said = [voices.others[at * SENTENCE : (at + 1) * SENTENCE] for at in range(SENTENCES)]
     for name in names:
-        taken = [take(model, voices.sentence(name, words), "speaker", name) for words in said]
+        taken = [extract_prints(model, voices.sentence(name, words), "speaker", name) for words in said]
         embeddings = np.concatenate([one.embeddings for one in taken])
         seconds = sum(one.seconds for one in taken)
         gallery.enroll(name, embeddings, sources=[name] * len(embeddings), voiced_s=seconds)

@@ -31,7 +31,7 @@ from confit_runtime import load
 from confit_runtime.enrollment import embed_query
 from confit_runtime.errors import AudioError
 from confit_runtime.intervals import grouped_share_interval
-from confit_runtime.matcher import Levels, Matcher, unit
+from confit_runtime.matcher import Levels, Matcher, l2_normalise
 
 OUT = Path(__file__).with_name("results") / "speakers.json"
 SEEDS = 5
@@ -110,7 +110,7 @@ def resemblyzer(threshold: float) -> Answer:
     """Answer by cosine with the mean of a speaker's embeddings: the nearest, if it is above the threshold."""
 
     def answer(prints: dict[str, Floats], query: Floats) -> tuple[dict[str, float], str | None]:
-        scores = {name: float(unit(rows.mean(axis=0)) @ query) for name, rows in prints.items()}
+        scores = {name: float(l2_normalise(rows.mean(axis=0)) @ query) for name, rows in prints.items()}
         best = max(scores, key=lambda name: scores[name])
         return scores, best if scores[best] >= threshold else None
 

@@ -32,7 +32,7 @@ from confit_edge.recipe import Recipe
 from confit_runtime import load
 from confit_runtime.arrays import Floats
 from confit_runtime.audio import load_clip
-from confit_runtime.calibration import hear_positive
+from confit_runtime.calibration import score_positive
 from confit_runtime.contract import Contract
 from confit_runtime.detect import Detector, Hit
 from confit_runtime.intervals import grouped_share_interval
@@ -77,7 +77,7 @@ def judge(
     hours = sum(recording.seconds for recording in rows.recordings) / 3600
     found = {
         name: [
-            (hear_positive(contract, clip.label, clip.group, those).level >= on[clip.label], clip.group)
+            (score_positive(contract, clip.label, clip.group, those).level >= on[clip.label], clip.group)
             for clip, those in rows.clips[name]
         ]
         for name in ("clean", "10db")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from confit_edge.encoders import encoder_name
 from confit_edge.probes.metrics import Merit, merit_name, named_probes
 from confit_edge.probes.tables import escaped, escaped_sentence
-from confit_runtime.cautions import cautions, ungrouped
-from confit_runtime.wording import counted, listed
+from confit_runtime.data_warnings import data_warnings, lacks_groups
+from confit_runtime.formatting import format_count, format_list
 
 if TYPE_CHECKING:
     from confit_edge.runs import RunInfo
@@ -27,10 +27,10 @@ def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
         f"# {escaped(info.name)}",
         "",
         f"{escaped(encoder_name(recipe['encoder'], info.encoder['family']))} {_training_text(info)}"
-        f" on {data['clips']['train']} clips of {counted(len(info.classes), 'class', 'classes')}"
+        f" on {data['clips']['train']} clips of {format_count(len(info.classes), 'class', 'classes')}"
         f" ({data['groups']['train']} groups), {_weights_text(info)}, seed {recipe['seed']}.",
         "",
-        "Classes: " + listed([*map(escaped, info.classes)], NAMED),
+        "Classes: " + format_list([*map(escaped, info.classes)], NAMED),
         "",
         f"| probe | split | {merit_name(multi_label=info.multi_label)} | 95 % interval | clips | groups |",
         "|---|---|---|---|---|---|",
@@ -39,7 +39,7 @@ def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
         f"Intervals are computed over groups (speakers, recordings), since clips of one group are alike; {_grouping_text(data)}.",
         "The test split served for this report only; epoch, learning rate and probe settings were chosen on validation.",
         "",
-        *(f"**Warning:** {escaped_sentence(caution)}.\n" for caution in cautions(data)),
+        *(f"**Warning:** {escaped_sentence(caution)}.\n" for caution in data_warnings(data)),
         "![learning curves](plots/learning.png)",
         "",
         "Versions: " + ", ".join(f"{name} {number}" for name, number in info.versions.items()),
@@ -49,7 +49,7 @@ def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
 
 
 def _grouping_text(data: dict[str, Any]) -> str:
-    return "here every clip without a group counts as its own" if ungrouped(data) else "no group is in two splits"
+    return "here every clip without a group counts as its own" if lacks_groups(data) else "no group is in two splits"
 
 
 def _weights_text(info: RunInfo) -> str:

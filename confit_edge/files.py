@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from confit_runtime.errors import ConfitError, UsageError
-from confit_runtime.files import lock, make_folder, write_whole
+from confit_runtime.files import lock, make_folder, write_atomic
 
 
 def check_folder(out: Path, what: str) -> None:
@@ -71,7 +71,7 @@ def _open_locked(folder: Path) -> int | None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 to `path`."""
-    write_whole(path, text.encode())
+    write_atomic(path, text.encode())
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

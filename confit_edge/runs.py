@@ -33,7 +33,7 @@ from confit_edge.probes.tables import write_csv
 from confit_edge.probes.typicality import Typicality
 from confit_edge.recipe import Recipe
 from confit_runtime.errors import ConfitError, UsageError
-from confit_runtime.wording import counted, some
+from confit_runtime.formatting import format_count, format_quoted_list
 
 SCHEMA = 2
 LONGEST_WINDOW_S = 3600.0  # of an encoder; a run.json with a longer one is damaged
@@ -270,12 +270,12 @@ def _describe_difference(info: RunInfo, corpus: Corpus, rate: int) -> str:
     was, now = info.data, sizes(corpus, rate)
     differences = []
     if lost := sorted(set(info.classes) - set(corpus.classes)):
-        differences.append(f"it has no clip of {some(lost)}")
+        differences.append(f"it has no clip of {format_quoted_list(lost)}")
     if new := sorted(set(corpus.classes) - set(info.classes)):
-        differences.append(f"it has {some(new)}, which the run does not know")
+        differences.append(f"it has {format_quoted_list(new)}, which the run does not know")
     for split in SPLITS:
         before, after = (
-            f"{counted(data['clips'][split], 'clip')} of {counted(data['groups'][split], 'group')}"
+            f"{format_count(data['clips'][split], 'clip')} of {format_count(data['groups'][split], 'group')}"
             for data in (was, now)
         )
         if before != after:
@@ -296,7 +296,7 @@ def _left_out(corpus: Corpus) -> str:
     if not corpus.problems:
         return ""
     first, more = corpus.problems[0], len(corpus.problems) - 1
-    return f"; left out: {first.path} {first.detail}" + (f", and {counted(more, 'more file')}" if more else "")
+    return f"; left out: {first.path} {first.detail}" + (f", and {format_count(more, 'more file')}" if more else "")
 
 
 def _typicality(arrays: dict[str, npt.NDArray], info: RunInfo, dim: int) -> Typicality:

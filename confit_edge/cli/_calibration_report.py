@@ -11,12 +11,20 @@ from typing import Any
 import numpy as np
 
 from confit_edge.cli._console import say
-from confit_runtime.calibration import LEVELS, NEVER, STEP, Chosen, Counts, Positive, decisive
+from confit_runtime.calibration import (
+    LEVELS,
+    NEVER,
+    STEP,
+    FalseAcceptCounts,
+    OperatingPoint,
+    Positive,
+    limiting_false_accepts,
+)
 from confit_runtime.contract import Contract
-from confit_runtime.describe import heard_alone
-from confit_runtime.intervals import FEWEST_GROUPS, grouped_share_interval, poisson_interval
+from confit_runtime.describe import clip_noun
+from confit_runtime.formatting import format_count, format_interval, format_list
+from confit_runtime.intervals import MIN_GROUPS, grouped_share_interval, poisson_interval
 from confit_runtime.recordings import Recording
-from confit_runtime.wording import bounds, counted, listed
 
 SHOWN = 5  # labels named in a warning
 HIGH_THRESHOLD = 0.9  # a threshold from which on many clips are missed
@@ -28,8 +36,8 @@ FAR_ABOVE = round(1.0 / STEP)  # levels in log odds of 1: this far above all sco
 def report(
     contract: Contract,
     places: Sequence[int],
-    counts: Counts,
-    chosen: Chosen,
+    counts: FalseAcceptCounts,
+    chosen: OperatingPoint,
     heard: Sequence[Positive],
     confidence: float,
 ) -> dict[str, Any]:
@@ -70,7 +78,7 @@ def _share(missed: Sequence[bool], groups: Sequence[str], confidence: float) -> 
     return {"clips": len(missed), "frr": sum(missed) / len(missed), "frr_interval": [low, high]}
 
 
-def lowered_thresholds(contract: Contract, chosen: Chosen) -> str:
+def lowered_thresholds(contract: Contract, chosen: OperatingPoint) -> str:
     """The labels whose thresholds would fall 0.01 or more below those of `contract`, with both values, as text."""
     fallen = []
     for label in contract.can_fire:
@@ -80,7 +88,9 @@ def lowered_thresholds(contract: Contract, chosen: Chosen) -> str:
     return _list_largest(fallen)
 
 
-def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Sequence[Recording]) -> list[str]:
+def cautions(
+    counts: FalseAcceptCounts, chosen: OperatingPoint, contract: Contract, recordings: Sequence[Recording]
+) -> list[str]:
     """Warnings, judged by the thresholds that `contract` came with.
 
     They concern recordings that seem to hold the model's own sounds, labels raised because others fired, and too few files.
@@ -94,7 +104,7 @@ def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Seq
         if fired[at] and LEVELS[chosen.own[place]] > on:  # it fired so often that its own level had to rise
             where = int(counts.events[place, :, at].argmax())
             most = f"{counts.events[place, where, at]} in {recordings[where].name}"
-            own_words.append((int(fired[at]), f"{label} ({counted(int(fired[at]), 'time')}, {most})"))
+            own_words.append((int(fired[at]), f"{label} ({format_count(int(fired[at]), 'time')}, {most})"))
         heard = np.flatnonzero(fired)
         top = int(heard[-1]) if len(heard) else 0
         if HIGH_THRESHOLD <= LEVELS[level] < NEVER and level - top >= FAR_ABOVE:
@@ -108,7 +118,7 @@ def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Seq
     if raised or chosen.margin >= FAR_ABOVE:
         heard_at = "; ".join(
             f"{one.label} at {one.score:.3f} in {one.file} at {one.at_s:.1f} s"
-            for one in decisive(counts, contract, recordings)
+            for one in limiting_false_accepts(counts, contract, recordings)
         )
         by = (
             f" These set the margin: {heard_at}. If one is the sound itself, leave its recording out."
@@ -121,9 +131,9 @@ def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Seq
             " copy of the model: --only LABEL --bake LABEL.onnx"
         )
     files = {file for recording in recordings for file, _ in recording.places}
-    if len(files) < FEWEST_GROUPS:
+    if len(files) < MIN_GROUPS:
         warnings.append(
-            f"all hours come from {counted(len(files), 'file')}. Each half hour counts as a recording, but they are more"
+            f"all hours come from {format_count(len(files), 'file')}. Each half hour counts as a recording, but they are more"
             " alike than recordings of several days and rooms, so the bound holds only for hours like these"
         )
     return warnings
@@ -131,7 +141,7 @@ def cautions(counts: Counts, chosen: Chosen, contract: Contract, recordings: Seq
 
 def _list_largest(found: list[tuple[int, str]]) -> str:
     """The texts with the greatest numbers, and how many more there are."""
-    return listed([text for _, text in sorted(found, key=lambda one: -one[0])], SHOWN)
+    return format_list([text for _, text in sorted(found, key=lambda one: -one[0])], SHOWN)
 
 
 def print_table(contract: Contract, report: dict[str, Any]) -> None:
@@ -142,20 +152,20 @@ def print_table(contract: Contract, report: dict[str, Any]) -> None:
     print(
         f"at most {report['fa_per_hour_bound']:.2f} false accepts per hour for all labels together"
         f" ({100 * report['confidence']:g} % confidence), from {report['hours']:.2f} hours in"
-        f" {counted(report['recordings'], 'recording')}"
+        f" {format_count(report['recordings'], 'recording')}"
     )
     if "frr" in report:
         low, high = report["frr_interval"]
         print(
-            f"{100 * report['frr']:.1f} % of {report['clips']} {heard_alone(contract)} missed"
-            f" {bounds(100 * low, 100 * high)}, {report['confusions']} taken for another label"
+            f"{100 * report['frr']:.1f} % of {report['clips']} {clip_noun(contract)} missed"
+            f" {format_interval(100 * low, 100 * high)}, {report['confusions']} taken for another label"
         )
     if silent := [label for label, row in report["by_label"].items() if not row["fires"]]:
-        say(f"no longer fires, because these recordings hold sounds like it: {listed(silent)}")
+        say(f"no longer fires, because these recordings hold sounds like it: {format_list(silent)}")
     if deaf := [
         label for label, row in report["by_label"].items() if row["fires"] and row.get("frr", 0.0) >= HARDLY_FIRES
     ]:
-        say(f"hardly fires any more ({100 * HARDLY_FIRES:g} % or more of its clips are missed): {listed(deaf)}")
+        say(f"hardly fires any more ({100 * HARDLY_FIRES:g} % or more of its clips are missed): {format_list(deaf)}")
 
 
 def _percent(row: dict[str, Any]) -> str:
@@ -165,13 +175,13 @@ def _percent(row: dict[str, Any]) -> str:
 def write_curve(plot: Path, curve: list[dict[str, float]], report: dict[str, Any]) -> None:
     """Write DET.csv, and DET.png next to it."""
     from confit_edge.geometry.plots import det, report_failed_plot
-    from confit_runtime.files import write_whole
+    from confit_runtime.files import write_atomic
 
     text = io.StringIO()
     table = csv.DictWriter(text, list(curve[0]), lineterminator="\n")
     table.writeheader()
     table.writerows(curve)
-    write_whole(plot.with_suffix(".csv"), text.getvalue().encode())
+    write_atomic(plot.with_suffix(".csv"), text.getvalue().encode())
     with report_failed_plot(plot, say):
         det(curve, report, plot)
         say(f"wrote {plot} and {plot.with_suffix('.csv')}")

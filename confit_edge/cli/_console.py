@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from confit_runtime.errors import ConfitError, UsageError
-from confit_runtime.names import shown, shown_in_json
+from confit_runtime.names import escape_controls, escape_controls_in_json
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines on stdout; everything else goes to stderr.")]
 
@@ -118,23 +118,25 @@ def _check_folder() -> None:
 
 def emit(kind: str, /, **fields: Any) -> None:
     """Print one JSON line on stdout, `{"type": kind, ...}`, and flush it at once for whoever reads the pipe."""
-    print(shown_in_json(json.dumps({"type": kind, **fields}, ensure_ascii=False, allow_nan=False)), flush=True)
+    print(
+        escape_controls_in_json(json.dumps({"type": kind, **fields}, ensure_ascii=False, allow_nan=False)), flush=True
+    )
 
 
 def print_line(line: str) -> None:
     """Print a line for a person on stdout; control characters in names and labels are escaped."""
-    print(shown(line), flush=True)
+    print(escape_controls(line), flush=True)
 
 
 def say(text: str = "") -> None:
     """Print a message for a person on stderr; line breaks in `text` are kept, so it must be our own text."""
     if sys.stderr is not None:  # closed: `print` would take stdout
-        print("\n".join(map(shown, text.split("\n"))), file=sys.stderr, flush=True)
+        print("\n".join(map(escape_controls, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 def say_error(error: object) -> None:
     """Print what failed, in one line, on stderr."""
-    say(shown(f"confit-edge: {error}"))
+    say(escape_controls(f"confit-edge: {error}"))
 
 
 def say_failed(clip: str, error: object, json: bool) -> None:
@@ -198,7 +200,7 @@ class Bar:
 
     def show(self, what: str, total: float | None, done: float, *, row: str = "", **fields: Any) -> None:
         """Show `done` of `total` (None: unknown) of `what` in `row`, in place of what that row showed before."""
-        what = shown(f"{row}: {what}" if row else what)
+        what = escape_controls(f"{row}: {what}" if row else what)
         if row in self.rows and self.bar.tasks[self.bar.task_ids.index(self.rows[row])].description != what:
             self.bar.remove_task(self.rows.pop(row))
         if row not in self.rows:

@@ -27,8 +27,8 @@ from confit_edge.data.manifest import UNKNOWN, Clip
 from confit_edge.data.pieces import Piece, Pieces, pieces_of, rest_of
 from confit_edge.data.tables import relative
 from confit_runtime.errors import AudioError, UsageError
-from confit_runtime.labels import Labelled
-from confit_runtime.wording import counted, lasting, listed
+from confit_runtime.formatting import format_count, format_duration, format_list
+from confit_runtime.labels import LabelledRecording
 
 LONG_S = 3.0  # a longer clip spans several windows, which are 1 to 1.3 s by default
 
@@ -45,7 +45,7 @@ class CutResult:
 
 def cut_recordings(
     table: Path,
-    recordings: Sequence[Labelled],
+    recordings: Sequence[LabelledRecording],
     out: Path,
     margin_s: float,
     alone: bool,
@@ -95,7 +95,7 @@ def cut_recordings(
 
 
 def _cut_each(
-    recordings: Sequence[Labelled],
+    recordings: Sequence[LabelledRecording],
     groups: Sequence[str],
     pieces: Sequence[Pieces],
     folder: Path,
@@ -151,15 +151,15 @@ def _clip_part(
 def print_report(report: dict[str, Any], errors: Sequence[AudioError]) -> None:
     """Print the report for a person."""
     print(
-        f"{report['out']}: {counted(report['clips'], 'clip')}, {lasting(report['seconds'])}, from"
-        f" {counted(report['recordings'], 'recording')} ({counted(report['groups'], 'group')})"
+        f"{report['out']}: {format_count(report['clips'], 'clip')}, {format_duration(report['seconds'])}, from"
+        f" {format_count(report['recordings'], 'recording')} ({format_count(report['groups'], 'group')})"
     )
     width = max(map(len, report["by_label"]))
     for label, clips in report["by_label"].items():
         print(f"  {label:<{width}}{clips:>6}")
     if report["rest"]:
-        between = counted(report["rest"]["files"], "stretch", "stretches")
-        print(f"{report['rest']['out']}: {between} between the sounds, {lasting(report['rest']['seconds'])}")
+        between = format_count(report["rest"]["files"], "stretch", "stretches")
+        print(f"{report['rest']['out']}: {between} between the sounds, {format_duration(report['rest']['seconds'])}")
         say("listen to the rest before you train with it: sounds in it that nobody labelled are learnt as background")
     for text in _remarks(report):
         say(text)
@@ -171,21 +171,22 @@ def print_report(report: dict[str, Any], errors: Sequence[AudioError]) -> None:
 def _remarks(report: dict[str, Any]) -> Iterator[str]:
     if report["joined"]:
         yield (
-            f"several sounds are heard in {counted(report['joined'], 'clip')}: the column labels holds all labels of each, and a"
-            " model learns to detect each independently. --alone leaves such clips out"
+            f"several sounds are heard in {format_count(report['joined'], 'clip')}: the column labels holds all labels of each,"
+            " and a model learns to detect each independently. --alone leaves such clips out"
         )
     if report["overlapped"]:
-        yield f"left out because of --alone: {counted(report['overlapped'], 'overlapping sound')}"
+        yield f"left out because of --alone: {format_count(report['overlapped'], 'overlapping sound')}"
     if report["unknown_with_others"]:
-        yield f"left out because of a labelled sound in it: {counted(report['unknown_with_others'], f'{UNKNOWN} sound')}"
+        yield f"left out because of a labelled sound in it: {format_count(report['unknown_with_others'], f'{UNKNOWN} sound')}"
     if report["short"]:
         yield (
-            f"warning: {counted(report['short'], 'clip')} shorter than {MIN_S:g} s (the shortest {report['shortest_s']:.3f} s),"
+            f"warning: {format_count(report['short'], 'clip')} shorter than {MIN_S:g} s (the shortest"
+            f" {report['shortest_s']:.3f} s),"
             " which training leaves out. --margin 0.3 also keeps what is heard around each sound"
         )
     if report["long"]:
         yield (
-            f"warning: {counted(report['long'], 'clip')} longer than {LONG_S:g} s (the longest {report['longest_s']:.1f} s):"
+            f"warning: {format_count(report['long'], 'clip')} longer than {LONG_S:g} s (the longest {report['longest_s']:.1f} s):"
             " training cuts windows of 1 to 1.3 s from them (--window) and learns each as the label, even a pause. Label single"
             " sounds, or choose a longer window"
         )
@@ -201,11 +202,11 @@ def _check_places(out: Path, rest: Path | None) -> None:
         )
 
 
-def _group(table: Path, recording: Labelled) -> str:
+def _group(table: Path, recording: LabelledRecording) -> str:
     if len(recording.groups) > 1:
         raise UsageError(
-            f"{table}: {recording.path} has several groups ({listed(sorted(recording.groups))}), but a recording must stay in one"
-            " split; give it one group"
+            f"{table}: {recording.path} has several groups ({format_list(sorted(recording.groups))}), but a recording must stay"
+            " in one split; give it one group"
         )
     name = relative(recording.path.with_suffix(""), table if table.is_dir() else table.parent)
     return next(iter(recording.groups), name.encode(errors="backslashreplace").decode())
@@ -220,7 +221,7 @@ def _check_any_clip(table: Path, pieces: Sequence[Pieces]) -> None:
     raise UsageError(f"{table}: {overlap if overlapping else 'it labels no sound'}, so there is no clip to cut")
 
 
-def _check_lengths(table: Path, recordings: Sequence[Labelled], pieces: Sequence[Pieces]) -> None:
+def _check_lengths(table: Path, recordings: Sequence[LabelledRecording], pieces: Sequence[Pieces]) -> None:
     """Raise UsageError on sounds without length."""
     points = [
         f"{sound.label} at {sound.start_s:g} s of {recording.path}"
@@ -229,6 +230,6 @@ def _check_lengths(table: Path, recordings: Sequence[Labelled], pieces: Sequence
     ]
     if points:
         raise UsageError(
-            f"{table}: {listed(points, 1)} has no length; give it an end (in Audacity drag the label's edge over the sound), or"
-            " use --margin 0.5, which adds half a second before and after it"
+            f"{table}: {format_list(points, 1)} has no length; give it an end (in Audacity drag the label's edge over the"
+            " sound), or use --margin 0.5, which adds half a second before and after it"
         )

@@ -8,11 +8,11 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from confit_edge.cli._console import say
-from confit_runtime.wording import counted
+from confit_runtime.formatting import format_count
 
 if TYPE_CHECKING:
     from confit_runtime.arrays import Floats
-    from confit_runtime.enrollment import Kind, Taken
+    from confit_runtime.enrollment import ClipPrints, Kind
     from confit_runtime.gallery import Gallery
     from confit_runtime.model import Model
 
@@ -20,7 +20,7 @@ MANY_SOUNDS = 5  # in one clip: more suggest a recording that also holds other s
 
 
 def warn_about_prints(
-    name: str, taken: list[tuple[str, Taken]], model: Model, gallery: Gallery | None, kind: Kind, *, negative: bool
+    name: str, taken: list[tuple[str, ClipPrints]], model: Model, gallery: Gallery | None, kind: Kind, *, negative: bool
 ) -> None:
     """Warn about prints of `name`, or negative prints of it, that would spoil answers."""
     if kind == "sound":
@@ -39,7 +39,7 @@ def warn_about_prints(
         _warn_about_outliers(name, taken, model, gallery)
 
 
-def _warn_about_known_label(model: Model, name: str, taken: list[tuple[str, Taken]]) -> None:
+def _warn_about_known_label(model: Model, name: str, taken: list[tuple[str, ClipPrints]]) -> None:
     """Warn if the model has a label for most of the sounds: the label fires too, and the cohort holds such sounds."""
     sounds = [sound for _, one in taken for sound in one.sounds]
     labels = Counter(label for sound in sounds for label in model.classify(sound, model.contract.sample_rate).labels)
@@ -55,19 +55,19 @@ def _warn_about_known_label(model: Model, name: str, taken: list[tuple[str, Take
         )
 
 
-def _warn_about_quiet_clips(model: Model, taken: list[tuple[str, Taken]]) -> None:
+def _warn_about_quiet_clips(model: Model, taken: list[tuple[str, ClipPrints]]) -> None:
     """Warn about clips that to the model resemble a quiet room, where the name would then fire."""
-    from confit_runtime.enrollment import QUIET_ALIKE
+    from confit_runtime.enrollment import QUIET_SIMILARITY
 
     for clip, alike in _similarities(taken, model.quiet):
-        if alike >= QUIET_ALIKE:
+        if alike >= QUIET_SIMILARITY:
             say(
                 f"warning: {clip}: to {model.name} it is almost like a quiet room (similarity {alike:.2f}), so the name may fire"
                 " in any; record it louder or nearer"
             )
 
 
-def _similarities(taken: list[tuple[str, Taken]], others: Floats) -> Iterator[tuple[str, float]]:
+def _similarities(taken: list[tuple[str, ClipPrints]], others: Floats) -> Iterator[tuple[str, float]]:
     """For each clip, the highest cosine between one of its prints and one of `others [n, dim]`."""
     for clip, one in taken:
         yield clip, float((one.embeddings @ others.T).max(initial=-1.0))
@@ -80,7 +80,7 @@ def _prints(name: str, gallery: Gallery | None) -> tuple[list[Floats], list[Floa
     return own, negative
 
 
-def _warn_about_several_sounds(taken: list[tuple[str, Taken]]) -> None:
+def _warn_about_several_sounds(taken: list[tuple[str, ClipPrints]]) -> None:
     """Warn about clips that hold many sounds: each becomes a print, and a wrong one makes the name fire for it."""
     for clip, one in taken:
         if len(one.sounds) > MANY_SOUNDS:
@@ -90,7 +90,7 @@ def _warn_about_several_sounds(taken: list[tuple[str, Taken]]) -> None:
             )
 
 
-def _warn_about_generic_sounds(model: Model, taken: list[tuple[str, Taken]]) -> None:
+def _warn_about_generic_sounds(model: Model, taken: list[tuple[str, ClipPrints]]) -> None:
     """Warn about clips that the model can hardly tell from any beep, hum or knock, for which the name would then fire."""
     from confit_runtime.matcher import Levels
 
@@ -103,7 +103,7 @@ def _warn_about_generic_sounds(model: Model, taken: list[tuple[str, Taken]]) -> 
             )
 
 
-def _warn_about_non_voices(model: Model, taken: list[tuple[str, Taken]]) -> None:
+def _warn_about_non_voices(model: Model, taken: list[tuple[str, ClipPrints]]) -> None:
     """Warn about clips that are nearer to beeps and knocks than to any voice of the cohort: music, or a machine."""
     if not len(model.cohort):
         return
@@ -115,7 +115,7 @@ def _warn_about_non_voices(model: Model, taken: list[tuple[str, Taken]]) -> None
             )
 
 
-def _warn_about_negatives(name: str, taken: list[tuple[str, Taken]], gallery: Gallery | None) -> None:
+def _warn_about_negatives(name: str, taken: list[tuple[str, ClipPrints]], gallery: Gallery | None) -> None:
     """Warn about prints of a name that are nearer to its negative prints, new or old, than to its other prints."""
     import numpy as np
 
@@ -136,18 +136,18 @@ def _warn_about_negatives(name: str, taken: list[tuple[str, Taken]], gallery: Ga
         )
 
 
-def _warn_about_recognised_as_others(name: str, taken: list[tuple[str, Taken]], gallery: Gallery) -> None:
+def _warn_about_recognised_as_others(name: str, taken: list[tuple[str, ClipPrints]], gallery: Gallery) -> None:
     matcher = gallery.matcher
     others = Counter(match.name for _, one in taken for match in map(matcher.match, one.embeddings))
     for other in (enrolled for enrolled in others if enrolled not in (None, name)):
         are = "is" if others[other] == 1 else "are"
         say(
-            f"warning: {others[other]} of {counted(others.total(), 'print')} {are} recognised as {other!r}, which is enrolled: is"
-            " it the same? If two names are equally near, the answer is unknown"
+            f"warning: {others[other]} of {format_count(others.total(), 'print')} {are} recognised as {other!r}, which is"
+            " enrolled: is it the same? If two names are equally near, the answer is unknown"
         )
 
 
-def _warn_about_outliers(name: str, taken: list[tuple[str, Taken]], model: Model, gallery: Gallery | None) -> None:
+def _warn_about_outliers(name: str, taken: list[tuple[str, ClipPrints]], model: Model, gallery: Gallery | None) -> None:
     import numpy as np
 
     from confit_runtime.matcher import Levels, print_score

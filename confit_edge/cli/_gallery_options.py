@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from confit_runtime.wording import counted
+from confit_runtime.formatting import format_count
 
 if TYPE_CHECKING:
     from confit_runtime.matcher import Match
-    from confit_runtime.prints import Counts
+    from confit_runtime.prints import PrintCounts
 
 GALLERY = Path("gallery.db")  # the default of --gallery
 GalleryFile = Annotated[
@@ -34,10 +34,10 @@ Threshold = Annotated[
 
 
 def prints_text(count: int, negative: bool = False) -> str:
-    return counted(count, "negative print" if negative else "print")
+    return format_count(count, "negative print" if negative else "print")
 
 
-def counts_text(counts: Counts) -> str:
+def counts_text(counts: PrintCounts) -> str:
     """`2 prints and 1 negative print`; a kind that is absent is left out."""
     parts = [prints_text(number, negative) for number, negative in zip(counts, (False, True), strict=True) if number]
     return " and ".join(parts) or prints_text(0)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from confit_edge.cli._console import say
 from confit_runtime.errors import UsageError
-from confit_runtime.names import plain
-from confit_runtime.wording import listed
+from confit_runtime.formatting import format_list
+from confit_runtime.names import normalise
 
 if TYPE_CHECKING:
     from confit_runtime.gallery import Gallery
@@ -99,9 +99,9 @@ def _check_single_gallery(path: Path, other: Gallery | None, model: Model) -> No
 
 def _speaker_gallery(placed: ListenGalleries, speaker_model: Model) -> Gallery:
     """The gallery of the speaker model. Raises UsageError if it was not given or holds sounds."""
-    from confit_runtime.shipped import as_asked_for
+    from confit_runtime.shipped import display_name
 
-    given = f"--speaker-model {as_asked_for(speaker_model.path)}"
+    given = f"--speaker-model {display_name(speaker_model.path)}"
     how = "create one with `confit-edge enroll`"
     if placed.voices is None and placed.by_model:
         others = ", ".join(
@@ -123,15 +123,15 @@ def _parse_only(options: list[str], models: list[Model], voices: Gallery) -> dic
 
     Raises UsageError if NAME is not enrolled.
     """
-    from confit_runtime.names import clean_name, known_names
+    from confit_runtime.names import clean_name, format_known_names
 
     wanted: dict[str, list[str]] = defaultdict(list)
     enrolled = voices.names() if options else {}
-    for option in map(plain, options):
-        of = [model.name for model in models if option.startswith(f"{plain(model.name)}:")][:1]
-        name = clean_name(option.removeprefix(f"{plain(of[0])}:") if of else option)
+    for option in map(normalise, options):
+        of = [model.name for model in models if option.startswith(f"{normalise(model.name)}:")][:1]
+        name = clean_name(option.removeprefix(f"{normalise(of[0])}:") if of else option)
         if name not in enrolled:
-            there = known_names(name, list(enrolled)) or "nobody"
+            there = format_known_names(name, list(enrolled)) or "nobody"
             known = ", ".join(model.name for model in models)
             hint = f"; what stands before a colon must be a model: {known}" if ":" in name else ""
             raise UsageError(f"--only {option}: is not enrolled in {voices.path} (enrolled: {there}{hint})")
@@ -146,7 +146,7 @@ def _print_only_filter(wanted: dict[str, list[str]], models: list[Model], placed
     for at, model in enumerate(models):
         enrolled = placed.by_model[at].names() if at in placed.by_model else ()
         who = f"only from {' or '.join(wanted[model.name])}" if model.name in wanted else "from anybody"
-        lines.append(f"{listed([*model.contract.target_labels, *enrolled])} ({model.name}) {who}")
+        lines.append(f"{format_list([*model.contract.target_labels, *enrolled])} ({model.name}) {who}")
     say(f"reporting: {'; '.join(lines)}")
 
 

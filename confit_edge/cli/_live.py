@@ -16,9 +16,9 @@ from rich.live import Live
 from rich.text import Text
 
 from confit_edge.cli._console import say, stderr_is_terminal
-from confit_runtime.frames import decibel
+from confit_runtime.frames import to_db
 from confit_runtime.listener import Tap
-from confit_runtime.names import shown
+from confit_runtime.names import escape_controls
 
 if TYPE_CHECKING:
     from confit_runtime.audio import Pcm
@@ -41,7 +41,7 @@ class LiveView(Tap):
         self._last: deque[str] = deque(maxlen=3)
 
     def begin(self, name: str, rate: int) -> None:
-        self._name, self._rate = shown(name), rate
+        self._name, self._rate = escape_controls(name), rate
         self._samples = self._dropped = 0
         self._peak = self._held = 0.0
         self._held_at = self._shown = -math.inf
@@ -90,7 +90,7 @@ class LiveView(Tap):
         colour = "red" if self._held >= 0.99 else "green"
         yield Text.assemble(
             (meter(self._peak, self._held), colour),
-            f" {decibel(self._peak, FLOOR_DB):4.0f} dB  {clock(self._samples / self._rate)}  {self._name}{lost}{self._note}",
+            f" {to_db(self._peak, FLOOR_DB):4.0f} dB  {clock(self._samples / self._rate)}  {self._name}{lost}{self._note}",
             overflow="ellipsis",
             no_wrap=True,
         )
@@ -98,17 +98,17 @@ class LiveView(Tap):
             if stream.scores is not None:
                 best = np.argsort(-stream.scores)[:4]
                 scores = "  ".join(f"{stream.model.labels[at]} {stream.scores[at]:.2f}" for at in best)
-                yield Text(f"{shown(stream.model.name)}: {scores}", overflow="ellipsis", no_wrap=True)
+                yield Text(f"{escape_controls(stream.model.name)}: {scores}", overflow="ellipsis", no_wrap=True)
         if self._last:
-            yield Text(shown("heard: " + ", ".join(self._last)), overflow="ellipsis", no_wrap=True)
+            yield Text(escape_controls("heard: " + ", ".join(self._last)), overflow="ellipsis", no_wrap=True)
 
 
 def meter(peak: float, held: float = 0.0) -> str:
     """A level 0..1 as a bar from -60 dB to 0 dB, with a mark at the loudest recent moment."""
-    bar = list("#" * round(WIDTH * (1 - decibel(peak, FLOOR_DB) / FLOOR_DB)))
+    bar = list("#" * round(WIDTH * (1 - to_db(peak, FLOOR_DB) / FLOOR_DB)))
     bar += "-" * (WIDTH - len(bar))
     if held > 0:
-        bar[min(WIDTH - 1, round(WIDTH * (1 - decibel(held, FLOOR_DB) / FLOOR_DB)))] = "|"
+        bar[min(WIDTH - 1, round(WIDTH * (1 - to_db(held, FLOOR_DB) / FLOOR_DB)))] = "|"
     return f"[{''.join(bar)}]"
 
 

@@ -11,12 +11,12 @@ from confit_edge.cli._console import Bar, say
 from confit_edge.data.manifest import Clip, check_columns, check_not_times, labels_of
 from confit_edge.data.tables import read_table
 from confit_runtime.audio import load_clip, sound_seconds
-from confit_runtime.calibration import Positive, hear_positive, may_fire
+from confit_runtime.calibration import Positive, firing_label_indices, score_positive
 from confit_runtime.contract import Contract
-from confit_runtime.errors import UsageError, of_clip
+from confit_runtime.errors import UsageError, clip_errors
+from confit_runtime.formatting import format_count, format_list
 from confit_runtime.model import Model
 from confit_runtime.recordings import clip_rows
-from confit_runtime.wording import counted, listed
 
 
 def read_positives(
@@ -27,7 +27,7 @@ def read_positives(
     Clips with several labels are kept only for a model that detects several. The columns are those of `read_manifest`. Raises
     UsageError, and AudioError on a clip that cannot be opened as sound, before the hours of work.
     """
-    wanted = [contract.labels[place] for place in may_fire(contract)]
+    wanted = [contract.labels[place] for place in firing_label_indices(contract)]
     column, group_by = label_column or "label", group_column or "group"
     columns, rows = read_table(source, {"path", column, "labels", group_by, "split"})
     check_not_times(source, columns)
@@ -47,13 +47,14 @@ def read_positives(
             found.append(Clip((folder / str(row["path"])).absolute(), labels, group, split))
     if several:
         say(
-            f"{source}: left out {counted(several, 'clip')} with several labels, because {contract.name} gives a clip one label"
+            f"{source}: left out {format_count(several, 'clip')} with several labels, because {contract.name}"
+            " gives a clip one label"
         )
     if others:
-        named = listed([f"{label} ({clips})" for label, clips in sorted(others.items())])
+        named = format_list([f"{label} ({clips})" for label, clips in sorted(others.items())])
         say(f"{source}: left out clips without a label that can fire: {named}")
     if not found:
-        raise UsageError(f"{source}: holds none of the labels that can fire ({listed(wanted)})")
+        raise UsageError(f"{source}: holds none of the labels that can fire ({format_list(wanted)})")
     asked = "".join(
         f" --{option} {quote(name)}"
         for option, name in (("label-column", label_column), ("group-column", group_column))
@@ -78,7 +79,7 @@ def _select_test_clips(source: Path, clips: list[Clip], wanted: Sequence[str], a
     test = [clip for clip in clips if clip.split == "test"]
     if test and len(test) < len(clips):
         say(
-            f"{source}: left out {counted(len(clips) - len(test), 'clip')} of other splits than test, because a model misses"
+            f"{source}: left out {format_count(len(clips) - len(test), 'clip')} of other splits than test, because a model misses"
             " fewer of the clips it was trained on (without the column `split`, all clips count)"
         )
         if missing := sorted({label for clip in clips for label in clip.labels if label in wanted} - _labels(test)):
@@ -90,8 +91,9 @@ def _select_test_clips(source: Path, clips: list[Clip], wanted: Sequence[str], a
         )
     elif not test:
         say(
-            f"warning: {source}: has no splits, so all of it counts ({counted(len(clips), 'clip')}); if the model was trained on"
-            f" some of them, it will miss more of other clips. `confit-edge data split {quote(str(source))} -o OUT.csv{asked}`"
+            f"warning: {source}: has no splits, so all of it counts ({format_count(len(clips), 'clip')}); if the model was"
+            " trained on some of them, it will miss more of other clips. `confit-edge data split"
+            f" {quote(str(source))} -o OUT.csv{asked}`"
             " makes the splits that `train` made of the same clips. Give it the training's --seed, --label-column,"
             " --group-column and --split-by, or its test will hold training clips"
         )
@@ -104,13 +106,13 @@ def _labels(clips: list[Clip]) -> set[str]:
 
 def hear(loaded: Model, contract: Contract, clips: Sequence[Clip], json_lines: bool) -> list[Positive]:
     """What the model hears of each label that can fire in each clip."""
-    wanted, heard = {contract.labels[place] for place in may_fire(contract)}, []
+    wanted, heard = {contract.labels[place] for place in firing_label_indices(contract)}, []
     with Bar(json_lines, before="clips") as bar:
         for done, clip in enumerate(clips, start=1):
-            with of_clip(clip.path):
+            with clip_errors(clip.path):
                 rows = clip_rows(loaded, load_clip(clip.path, contract.sample_rate))
             for label in clip.labels:
                 if label in wanted:
-                    heard.append(hear_positive(contract, label, clip.group, rows, clip.labels))
+                    heard.append(score_positive(contract, label, clip.group, rows, clip.labels))
             bar.show("clips", len(clips), done, clips=f"{done} of {len(clips)}")
     return heard

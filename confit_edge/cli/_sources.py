@@ -46,11 +46,11 @@ def clip_error_text(error: ConfitError, model: str, clip: str, *options: str) ->
 
 def warn_about_narrow_clips(clips: Sequence[Path], model: Model) -> None:
     """Warn about the first clip whose rate lacks frequencies that the model hears; clips that cannot be opened are skipped."""
-    from confit_runtime.audio import narrow, open_sound
+    from confit_runtime.audio import bandwidth_warning, open_sound
 
     for clip in clips:
         with suppress(ConfitError), open_sound(clip) as sound:
-            text = narrow(str(clip), int(sound.samplerate), model.name, model.contract.highest_hz)
+            text = bandwidth_warning(str(clip), int(sound.samplerate), model.name, model.contract.highest_hz)
             if text is not None:
                 say(text)
                 return

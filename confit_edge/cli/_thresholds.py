@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from confit_runtime.errors import UsageError
-from confit_runtime.names import known_names, nearest, plain
+from confit_runtime.names import closest_name, format_known_names, normalise
 
 if TYPE_CHECKING:
     from confit_runtime.contract import Contract
@@ -76,7 +76,7 @@ def _numbers(name: str, options: Sequence[str], expected: str) -> tuple[float | 
             kind = expected.split(",")[0]
             raise UsageError(f"{name} {option}: expected LABEL={kind} or {expected}") from error
         if equals:
-            own[plain(label)] = level
+            own[normalise(label)] = level
         else:
             general = level
     return general, own
@@ -85,7 +85,7 @@ def _numbers(name: str, options: Sequence[str], expected: str) -> tuple[float | 
 def with_thresholds(model: Model, general: float | None, own: dict[str, float]) -> Model:
     """The model with the given thresholds; a label set never to fire fires only if it is named."""
     found = {} if general is None else dict.fromkeys(model.contract.can_fire, general)
-    named = {label: own[plain(label)] for label in model.contract.target_labels if plain(label) in own}
+    named = {label: own[normalise(label)] for label in model.contract.target_labels if normalise(label) in own}
     return model.with_thresholds(found | named)
 
 
@@ -94,13 +94,13 @@ def check_fire(
 ) -> None:
     """Raise UsageError if `option` names neither a label that can fire nor an enrolled name."""
     labels = list(dict.fromkeys(label for model in models for label in model.contract.target_labels))
-    silent = {plain(label) for model in models for label in model.labels} - set(map(plain, labels))
-    known = set(map(plain, [*labels, *names]))
+    silent = {normalise(label) for model in models for label in model.labels} - set(map(normalise, labels))
+    known = set(map(normalise, [*labels, *names]))
     for label, level in own.items():
         if label not in known:
-            enrolled = f"; enrolled: {known_names(label, names)}" if names else ""
-            fires = f"(labels that fire: {known_names(label, labels) or 'none'}{enrolled})"
-            near = nearest(label, [*labels, *names])
+            enrolled = f"; enrolled: {format_known_names(label, names)}" if names else ""
+            fires = f"(labels that fire: {format_known_names(label, labels) or 'none'}{enrolled})"
+            near = closest_name(label, [*labels, *names])
             hint = f"; did you mean {near!r}?" if near else ""
             unknown = "is neither a label nor an enrolled name" if names else "is not a label"
             what = "never fires" if label in silent else unknown

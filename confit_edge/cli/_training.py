@@ -14,8 +14,8 @@ import typer
 
 from confit_edge.cli._console import Bar, emit, say
 from confit_edge.launcher import is_multi_process
-from confit_runtime.names import shown
-from confit_runtime.wording import bounds, counted
+from confit_runtime.formatting import format_count, format_interval
+from confit_runtime.names import escape_controls
 
 if TYPE_CHECKING:
     from confit_edge.pairtune.session import Trained
@@ -156,8 +156,8 @@ def print_probes(metrics: dict[str, Any]) -> None:
         where, merit = "test" if result["test"] else "validation", Merit.of(judged)
         print(
             f"{name:<30} {'mAP ' if 'map' in judged else ''}{100 * merit.value:5.1f} %"
-            f"  {bounds(100 * merit.low, 100 * merit.high)}"
-            f"  on {counted(merit.clips, f'{where} clip')} of {counted(merit.groups, 'group')}"
+            f"  {format_interval(100 * merit.low, 100 * merit.high)}"
+            f"  on {format_count(merit.clips, f'{where} clip')} of {format_count(merit.groups, 'group')}"
             + (f"; without unknown: {judged['own']['right']} of {judged['own']['n']} right" if "own" in judged else "")
             + (f"; {100 * judged['map_weighed']:.1f} % weighted by typicality" if "map_weighed" in judged else "")
             + (f" (validation {100 * _merit_value(result['val']):.1f} %)" if result["test"] and result["val"] else "")
@@ -234,14 +234,14 @@ class TrainingBar(Bar):
             )
         elif stage == "problem":
             self.console.print(
-                shown(f"{of}left out {event['path']}: {event['kind']} ({event['detail']})"),
+                escape_controls(f"{of}left out {event['path']}: {event['kind']} ({event['detail']})"),
                 style="yellow",
                 highlight=False,
                 markup=False,
                 soft_wrap=True,
             )
         elif stage == "note":
-            self.console.print(shown(f"{of}{event['text']}"), highlight=False, markup=False, soft_wrap=True)
+            self.console.print(escape_controls(f"{of}{event['text']}"), highlight=False, markup=False, soft_wrap=True)
         elif stage == "search":
             self.console.print(
                 f"{of}lr {event['lr']:g}: {_merit_prefix(event)}{100 * event['validation']:.1f} % on validation",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from confit_edge.cli._console import Json, emit, say
-from confit_runtime.names import shown
+from confit_runtime.names import escape_controls
 
 if TYPE_CHECKING:
     from confit_runtime.gemm import Rates
@@ -150,7 +150,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
 def _cells(row: dict[str, Any]) -> list[str]:
     share, peak = row["of_limit"], row["peak_mb"]
     return [
-        shown(row["model"]),
+        escape_controls(row["model"]),
         row["precision"],
         f"{row['p50_ms']:.2f}",
         f"{row['p99_ms']:.2f}",

@@ -12,7 +12,7 @@ from confit_edge.cli._console import Bar, Json, emit, failed_clip_reported, say
 from confit_edge.cli._thresholds import check_confidence
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import check_suffix
-from confit_runtime.names import known_names, nearest, plain
+from confit_runtime.names import closest_name, format_known_names, normalise
 
 if TYPE_CHECKING:
     from confit_runtime.contract import Contract
@@ -108,8 +108,15 @@ def calibrate(
     from confit_edge.cli import _calibration_report as calibration_report
     from confit_edge.cli._positives import hear, read_positives
     from confit_runtime import load
-    from confit_runtime.calibration import choose, count_false_accepts, det_curve, levels_of, may_fire, thresholds
-    from confit_runtime.device_file import device_path, refuse_calibrated
+    from confit_runtime.calibration import (
+        choose_operating_point,
+        count_false_accepts,
+        det_curve,
+        firing_label_indices,
+        on_thresholds,
+        thresholds,
+    )
+    from confit_runtime.device_file import check_no_device_file, device_path
     from confit_runtime.model import check_labels
     from confit_runtime.recordings import RowCache, score_recordings
     from confit_runtime.sources import find_clips
@@ -130,7 +137,7 @@ def calibrate(
     if bake is not None and bake.exists() and bake.samefile(loaded.path):
         raise UsageError(f"--bake {bake}: is the model being calibrated; name another file, or leave --bake out")
     if bake is not None:
-        refuse_calibrated(bake)
+        check_no_device_file(bake)
     paths = find_clips(negatives)
     contract = _only(loaded.contract, only) if only else loaded.contract
     with failed_clip_reported(json):
@@ -148,11 +155,11 @@ def calibrate(
             bar.show("counting false accepts", whole, done, hours=f"{done / 3600:.1f} h")
 
         show_progress(0.0)
-        places, counts = may_fire(contract), count_false_accepts(contract, recordings, show_progress)
-    chosen = choose(counts, target_fa_per_hour, confidence)
+        places, counts = firing_label_indices(contract), count_false_accepts(contract, recordings, show_progress)
+    chosen = choose_operating_point(counts, target_fa_per_hour, confidence)
     kept = "" if lower else calibration_report.lowered_thresholds(contract, chosen)
     if not lower:
-        chosen = dataclasses.replace(chosen, lowest=levels_of(contract))
+        chosen = dataclasses.replace(chosen, lowest=on_thresholds(contract))
     beware = calibration_report.cautions(counts, chosen, contract, recordings)
     contract = dataclasses.replace(contract, thresholds=thresholds(contract, chosen.thresholds))
     with failed_clip_reported(json):
@@ -223,17 +230,17 @@ def _check_place(path: Path, advice: str) -> None:
 
 
 def _only(contract: Contract, labels: Sequence[str]) -> Contract:
-    from confit_runtime.calibration import only
+    from confit_runtime.calibration import restrict_to_labels
 
-    labels = [plain(label) for label in labels]
+    labels = [normalise(label) for label in labels]
     for label in labels:
-        fires = f"(labels that fire: {known_names(label, contract.can_fire)})"
+        fires = f"(labels that fire: {format_known_names(label, contract.can_fire)})"
         if label == contract.unknown_label:
             raise UsageError(
                 f"--only {label}: stands for everything that is not a label of {contract.name}, and never fires {fires}"
             )
         if label not in contract.labels:
-            near = nearest(label, contract.can_fire)
+            near = closest_name(label, contract.can_fire)
             hint = f"; did you mean {near!r}?" if near else ""
             raise UsageError(f"--only {label}: is not a label of {contract.name} {fires}{hint}")
         if label not in contract.can_fire:
@@ -241,7 +248,7 @@ def _only(contract: Contract, labels: Sequence[str]) -> Contract:
                 f"--only {label}: is set never to fire in {contract.name} {fires}; calibrate the model that {contract.name} was"
                 " made from"
             )
-    return only(contract, labels)
+    return restrict_to_labels(contract, labels)
 
 
 def _write(loaded: Model, contract: Contract, report: dict[str, Any], bake: Path | None) -> Path:
@@ -252,13 +259,13 @@ def _write(loaded: Model, contract: Contract, report: dict[str, Any], bake: Path
     from confit_edge import __version__
     from confit_runtime import device_file
     from confit_runtime.contract import read_sealed, seal
-    from confit_runtime.files import write_whole
+    from confit_runtime.files import write_atomic
 
     if bake is not None:
         calibration = {**contract.calibration, "device": report}
         baked = dataclasses.replace(contract, name=bake.stem, calibration=calibration)
         model = loaded.path.read_bytes()
-        write_whole(bake, seal(model[: read_sealed(model).graph_size], baked))
+        write_atomic(bake, seal(model[: read_sealed(model).graph_size], baked))
         return bake
     path = device_file.device_path(loaded.path)
     made = device_file.DeviceFile(
@@ -274,7 +281,7 @@ def _write(loaded: Model, contract: Contract, report: dict[str, Any], bake: Path
         made=datetime.date.today().isoformat(),
         version=__version__,
     )
-    write_whole(path, made.to_json().encode())
+    write_atomic(path, made.to_json().encode())
     return path
 
 

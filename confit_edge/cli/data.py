@@ -247,11 +247,11 @@ def cut(
     from confit_edge.cli._cut import cut_recordings, print_report
     from confit_edge.cli._signals import treat_signals_as_ctrl_c
     from confit_runtime.labels import read_labelled
-    from confit_runtime.recordings import refuse_twins
+    from confit_runtime.recordings import check_duplicate_recordings
 
     with failed_clip_reported(json):
         recordings = read_labelled(table)
-    refuse_twins([recording.path for recording in recordings])
+    check_duplicate_recordings([recording.path for recording in recordings])
     treat_signals_as_ctrl_c()
     report, errors = cut_recordings(table, recordings, out, margin, alone, rest, json)
     if json:

@@ -6,7 +6,7 @@ import dataclasses
 
 from confit_edge.cli._console import Json, emit, print_line
 from confit_runtime.errors import DeviceError
-from confit_runtime.wording import counted
+from confit_runtime.formatting import format_count
 
 
 def devices(json: Json = False) -> None:
@@ -31,7 +31,7 @@ def devices(json: Json = False) -> None:
             emit("device", **dataclasses.asdict(device))
         else:
             mark = "*" if device.default else " "
-            channels = counted(device.channels, "channel")
+            channels = format_count(device.channels, "channel")
             others = ", ".join(str(rate) for rate in device.rates if rate != device.default_rate)
             also = f" ({others})" if others else ""
             print_line(f"{mark} {device.index:3}  {device.name}  {device.default_rate} Hz{also}  {channels}")

@@ -13,7 +13,7 @@ import typer
 from confit_edge.cli._console import Json, emit, print_line, say, stderr_is_terminal
 from confit_edge.cli._sources import Channels, Format, Rate
 from confit_runtime.errors import AudioError, DeviceError
-from confit_runtime.wording import counted
+from confit_runtime.formatting import format_count
 
 if TYPE_CHECKING:
     from confit_runtime.audio import Pcm
@@ -154,7 +154,7 @@ def _print(name: str, check: Soundcheck, dropped: int, found: list[Finding]) -> 
         ("clipped", f"{100 * check.clipped:.3f} %"),
         ("DC offset", f"{check.dc_offset:+.4f}"),
         ("bandwidth", f"{check.bandwidth_hz / 1000:.1f} kHz"),
-        ("dropouts", f"{dropped / check.rate:.2f} s lost, {counted(check.holes, 'break')} in the sound"),
+        ("dropouts", f"{dropped / check.rate:.2f} s lost, {format_count(check.holes, 'break')} in the sound"),
     ]
     for what, value in rows:
         print_line(f"  {what:<12} {value}")

@@ -14,12 +14,12 @@ from confit_edge.cli._enroll_warnings import warn_about_prints
 from confit_edge.cli._gallery_options import GALLERY, KindOption, prints_text
 from confit_edge.cli._sources import warn_about_narrow_clips
 from confit_runtime.errors import AudioError, ConfitError, UsageError
-from confit_runtime.names import known_names
+from confit_runtime.names import format_known_names
 
 if TYPE_CHECKING:
     from confit_runtime.audio import Pcm
     from confit_runtime.contract import Contract
-    from confit_runtime.enrollment import Kind, Taken
+    from confit_runtime.enrollment import ClipPrints, Kind
     from confit_runtime.gallery import Gallery
     from confit_runtime.model import Model
 
@@ -101,20 +101,20 @@ def enroll(
     import numpy as np
 
     from confit_runtime import load
-    from confit_runtime.enrollment import Already, admitted, kind_of, to_flac
+    from confit_runtime.enrollment import ExistingPrints, model_kind, select_new_prints, to_flac
     from confit_runtime.gallery import Gallery
-    from confit_runtime.names import new_name
-    from confit_runtime.prints import Counts, to_blobs
+    from confit_runtime.names import check_new_name
+    from confit_runtime.prints import PrintCounts, to_blobs
     from confit_runtime.sources import find_clips
 
-    name = new_name(name)
+    name = check_new_name(name)
     _check_options(clips, mic, {"--source": source, "--takes": takes, "--seconds": take_seconds})
     loaded = load(model)
     rate = loaded.contract.sample_rate
     with ExitStack() as stack:
         has_any = gallery.is_file() and gallery.stat().st_size > 0
         there = stack.enter_context(Gallery.open(gallery, loaded)) if has_any else None
-        settled = kind or (kind_of(loaded.contract) if there is None else there.kind)
+        settled = kind or (model_kind(loaded.contract) if there is None else there.kind)
         if negative:
             _check_negative_name(name, loaded.contract, there)
         sounds: Sequence[tuple[str, Path | Pcm]]
@@ -131,9 +131,11 @@ def enroll(
         prints = [(clip, sound, one.seconds / len(one.sounds)) for clip, one in taken for sound in one.sounds]
         blobs = to_blobs(embeddings)
         # checked before a gallery is created, so that a name with too little sound leaves nothing behind
-        already = there.already(name, blobs, negative=negative) if there else Already()
+        already = there.already(name, blobs, negative=negative) if there else ExistingPrints()
         sources, of_each = [clip for clip, _, _ in prints], [of_print for _, _, of_print in prints]
-        places, seconds = admitted(name, blobs, sources, of_each, already, None if negative else settled, gallery)
+        places, seconds = select_new_prints(
+            name, blobs, sources, of_each, already, None if negative else settled, gallery
+        )
         prints, left_out = [prints[at] for at in places], len(prints) - len(places)
         if prints:
             opened = there or stack.enter_context(Gallery.open(gallery, loaded, create=True, kind=settled))
@@ -153,7 +155,7 @@ def enroll(
         emit(
             "enrolled",
             name=name,
-            **(Counts(0, len(prints)) if negative else Counts(len(prints)))._asdict(),
+            **(PrintCounts(0, len(prints)) if negative else PrintCounts(len(prints)))._asdict(),
             left_out=left_out,
             voiced_s=round(seconds, 3),
             negative=negative,
@@ -181,24 +183,24 @@ def _check_negative_name(name: str, contract: Contract, gallery: Gallery | None)
     enrolled = list(gallery.names()) if gallery is not None else []
     if name not in [*labels, *enrolled]:
         raise UsageError(
-            f"--negative {name}: is neither enrolled (enrolled: {known_names(name, enrolled) or 'nobody'}) nor a label of"
-            f" {contract.name} that fires ({known_names(name, labels) or 'none'})"
+            f"--negative {name}: is neither enrolled (enrolled: {format_known_names(name, enrolled) or 'nobody'}) nor a label of"
+            f" {contract.name} that fires ({format_known_names(name, labels) or 'none'})"
         )
 
 
 def _take_prints(
     model: Model, sounds: Sequence[tuple[str, Path | Pcm]], kind: Kind, json: bool
-) -> list[tuple[str, Taken]]:
+) -> list[tuple[str, ClipPrints]]:
     """What each clip yields. Raises AudioError if a clip cannot be used; several such clips are all named first."""
     from confit_runtime.audio import load_clip
-    from confit_runtime.enrollment import take
+    from confit_runtime.enrollment import extract_prints
 
-    taken: list[tuple[str, Taken]] = []
+    taken: list[tuple[str, ClipPrints]] = []
     errors: list[ConfitError] = []
     for clip, sound in sounds:
         try:
             pcm = load_clip(sound, model.contract.sample_rate) if isinstance(sound, Path) else sound
-            taken.append((clip, take(model, pcm, kind, clip)))
+            taken.append((clip, extract_prints(model, pcm, kind, clip)))
         except ConfitError as error:
             emit_failed(clip, error, json)
             errors.append(error)
@@ -214,7 +216,7 @@ def _take_prints(
 def _record_clips(model: Model, source: str, takes: int, seconds: float, kind: Kind) -> list[tuple[str, Pcm]]:
     """Record clips at the model's rate, announcing each; a clip that is clipped or silent is recorded again."""
     from confit_edge.cli._live import level_line, say_alone
-    from confit_runtime.audio import narrow, resample
+    from confit_runtime.audio import bandwidth_warning, resample
     from confit_runtime.recording import record_clip
     from confit_runtime.sources import open_source, without_secrets
 
@@ -222,7 +224,7 @@ def _record_clips(model: Model, source: str, takes: int, seconds: float, kind: K
     wanted = "speak a sentence or two, as you will later" if kind == "speaker" else "make the sound"
     recorded: list[tuple[str, Pcm]] = []
     with open_source(source) as opened:
-        if (lacks := narrow(opened.name, opened.rate, model.name, model.contract.highest_hz)) is not None:
+        if (lacks := bandwidth_warning(opened.name, opened.rate, model.name, model.contract.highest_hz)) is not None:
             say(lacks)
         for attempt in range(2 * takes):
             say(f"clip {len(recorded) + 1} of {takes}: {wanted}, {seconds:g} s")

@@ -20,12 +20,12 @@ from confit_edge.cli._thresholds import (
     with_thresholds,
 )
 from confit_runtime.errors import AudioError, ConfitError, UsageError
-from confit_runtime.names import nearest
-from confit_runtime.wording import bounds, counted, listed
+from confit_runtime.formatting import format_count, format_interval, format_list
+from confit_runtime.names import closest_name
 
 if TYPE_CHECKING:
     from confit_runtime.contract import Contract
-    from confit_runtime.labels import Labelled
+    from confit_runtime.labels import LabelledRecording
 
 SHOWN = 5  # places printed of false accepts and of missed sounds; --json lists all
 
@@ -75,11 +75,11 @@ def evaluate(
     Next: `confit-edge calibrate` if it fires too often, or `confit-edge train` with more clips if it misses too much.
     """
     from confit_runtime import load
-    from confit_runtime.evaluation import judge
+    from confit_runtime.evaluation import evaluate_recording
     from confit_runtime.evaluation_report import summarise
     from confit_runtime.labels import read_labelled
     from confit_runtime.model import check_labels
-    from confit_runtime.recordings import refuse_twins
+    from confit_runtime.recordings import check_duplicate_recordings
 
     check_confidence(confidence)
     general, own = parse_thresholds(threshold or [])
@@ -88,7 +88,7 @@ def evaluate(
     check_labels(model, loaded.contract.can_fire, "nothing to evaluate")
     with failed_clip_reported(json):
         recordings = read_labelled(labelled)
-    refuse_twins([recording.path for recording in recordings])
+    check_duplicate_recordings([recording.path for recording in recordings])
     _check_labels(labelled, recordings, loaded.contract)
     warn_about_narrow_clips([recording.path for recording in recordings], loaded)
     whole, done = sum(recording.seconds for recording in recordings), 0.0
@@ -102,7 +102,7 @@ def evaluate(
                 bar.show(name, whole, before + seconds, hours=f"{(before + seconds) / 3600:.1f} h")
 
             try:
-                judged.append(judge(loaded, recording, show_progress))
+                judged.append(evaluate_recording(loaded, recording, show_progress))
             except (AudioError, UsageError) as error:
                 left_out.append((str(recording.path), error))
             done += recording.seconds
@@ -124,7 +124,7 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _check_labels(source: Path, recordings: Sequence[Labelled], contract: Contract) -> None:
+def _check_labels(source: Path, recordings: Sequence[LabelledRecording], contract: Contract) -> None:
     """Warn about labels that the model does not have.
 
     Raises UsageError if no label is the model's but one looks misspelt, and if a sound to be found has no length.
@@ -146,29 +146,29 @@ def _check_labels(source: Path, recordings: Sequence[Labelled], contract: Contra
     found = {sound.label for recording in recordings for sound in recording.sounds}
     if not (strange := sorted(found - set(contract.labels))):
         return
-    near = {label: nearest(label, own) for label in strange}
+    near = {label: closest_name(label, own) for label in strange}
     strange.sort(key=lambda label: not near[label])  # if there are many, list the misspelt ones first
-    named = listed([f"{label} ({near[label]}?)" if near[label] else label for label in strange])
+    named = format_list([f"{label} ({near[label]}?)" if near[label] else label for label in strange])
     if found & set(own):
         say(f"{source}: labels that {contract.name} does not have: {named}; they count as other sounds")
         return
-    none = f"{source}: holds none of the labels that {contract.name} detects ({listed(own)}), but {named}"
+    none = f"{source}: holds none of the labels that {contract.name} detects ({format_list(own)}), but {named}"
     if any(near.values()):
         raise UsageError(f"{none}; correct misspelt labels, and rename labels of other sounds")
     say(f"{none}; they count as other sounds, and only false accepts are measured")
 
 
 def _print(report: dict[str, Any]) -> None:
-    from confit_runtime.intervals import FEWEST_GROUPS
+    from confit_runtime.intervals import MIN_GROUPS
 
     low, high = report["fa_per_hour_interval"]
-    recordings = counted(report["recordings"], "recording")
+    recordings = format_count(report["recordings"], "recording")
     print(
-        f"{counted(report['false_accepts'], 'false accept')} in {report['hours']:.2f} hours of {recordings}:"
-        f" {report['fa_per_hour']:.2f} per hour {bounds(low, high, '.2f')}"
+        f"{format_count(report['false_accepts'], 'false accept')} in {report['hours']:.2f} hours of {recordings}:"
+        f" {report['fa_per_hour']:.2f} per hour {format_interval(low, high, '.2f')}"
     )
     if report["failed"]:
-        all_of_them = counted(report["recordings"] + report["failed"], "recording")
+        all_of_them = format_count(report["recordings"] + report["failed"], "recording")
         print(f"incomplete: {report['failed']} of {all_of_them} could not be read; the figures leave them out")
     given = (
         f", except --threshold {' '.join(report['thresholds_of']['given'])}"
@@ -182,14 +182,14 @@ def _print(report: dict[str, Any]) -> None:
     for name, row in [("all", report["false_rejects"]), *report["by_label"].items(), *bands]:
         if row["sounds"]:
             low, high = row["frr_interval"]
-            share = f"{100 * row['frr']:>6.1f} %  {bounds(100 * low, 100 * high)}"
+            share = f"{100 * row['frr']:>6.1f} %  {format_interval(100 * low, 100 * high)}"
             print(f"{name:<20}{row['sounds']:>8}{row['missed']:>8}{share}")
     for name, sounds in report["never_fire"].items():
         print(f"{name:<20}{sounds:>8}{'-':>8}  set never to fire")
-    if report["recordings"] < FEWEST_GROUPS and report["false_rejects"]["sounds"]:
+    if report["recordings"] < MIN_GROUPS and report["false_rejects"]["sounds"]:
         print(
             "\nthese intervals are wide because sounds of one recording tend to be missed together;"
-            f" {FEWEST_GROUPS} or more recordings narrow them"
+            f" {MIN_GROUPS} or more recordings narrow them"
         )
     if report["latency_s"] or report["latency_from_start_s"]:
         print()

@@ -134,8 +134,8 @@ def export(
     from confit_export.model_card import recommendation, refuse_other_card, time_model, write_card
     from confit_export.quantize import SCHEMES
     from confit_export.targets import TARGETS
-    from confit_runtime.cautions import cautions
-    from confit_runtime.enrollment import kind_of
+    from confit_runtime.data_warnings import data_warnings
+    from confit_runtime.enrollment import model_kind
 
     if not quantize:
         refuse_unquantised({"--scheme": scheme, "--target": target, "--calibration": calibration})
@@ -164,7 +164,7 @@ def export(
     )
     timing = time_model(made)
     card = write_card(made, timing)
-    if kind_of(made.contract) == "speaker":
+    if model_kind(made.contract) == "speaker":
         how = (
             "as --kind asks" if kind else "because of its encoder or label column; --kind sound makes it one for sounds"
         )
@@ -172,7 +172,7 @@ def export(
     contract, advice = made.contract, recommendation(made.contract, timing)
     if advice:
         say(advice)
-    beware = cautions(contract.data)
+    beware = data_warnings(contract.data)
     for caution in beware:
         say(f"warning: {caution}")
     if json_lines:
@@ -207,11 +207,11 @@ def export(
 def _next_step(contract: Contract, out: Path) -> str:
     """The next step: enroll for a model of voices, listen for one that detects its sounds, improve one that does not."""
     from confit_export.export import hears
-    from confit_runtime.enrollment import kind_of
+    from confit_runtime.enrollment import model_kind
 
     model = quote(str(out))
     enroll, listen = f"confit-edge enroll {model} NAME CLIP...", f"confit-edge listen {model}"
-    if kind_of(contract) == "speaker":
+    if model_kind(contract) == "speaker":
         return enroll
     if hears(contract.calibration["detection"]):
         return f"{listen}; to add names it was not trained on: {enroll}"

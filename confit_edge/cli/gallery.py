@@ -13,7 +13,7 @@ from confit_edge.cli._gallery_options import GALLERY, GalleryFile, counts_text, 
 from confit_runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from confit_runtime.prints import Counts
+    from confit_runtime.prints import PrintCounts
 
 app = typer.Typer(
     cls=Verbs,
@@ -214,11 +214,11 @@ def re_enroll(
     """
     from confit_runtime import load
     from confit_runtime.gallery import Gallery
-    from confit_runtime.transfer import enroll_again
+    from confit_runtime.transfer import re_enroll_prints
 
     loaded = load(model)
     with Gallery.open(gallery) as opened:
-        made = enroll_again(opened, loaded, kind)
+        made = re_enroll_prints(opened, loaded, kind)
     _print_names("re-enrolled", made, str(gallery), f"recomputed with {loaded.name}", json)
 
 
@@ -248,7 +248,7 @@ def _show(bar: Bar, what: str, done: int, total: int) -> None:
     bar.show(what, total, done, names=f"{done} of {total}")
 
 
-def _print_names(kind: str, names: dict[str, Counts], path: str, what: str, json: bool, **more: int) -> None:
+def _print_names(kind: str, names: dict[str, PrintCounts], path: str, what: str, json: bool, **more: int) -> None:
     for name, counts in names.items():
         if json:
             emit(kind, name=name, **counts._asdict())
@@ -258,7 +258,7 @@ def _print_names(kind: str, names: dict[str, Counts], path: str, what: str, json
         _emit_summary(names, path, **more)
 
 
-def _emit_summary(names: dict[str, Counts], path: str, **more: int) -> None:
+def _emit_summary(names: dict[str, PrintCounts], path: str, **more: int) -> None:
     """Emit how many names and prints there are; names without prints do not count."""
     counted = names.values()
     emit(

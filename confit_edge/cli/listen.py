@@ -143,8 +143,8 @@ def listen(
     from confit_edge.cli._listen_galleries import open_galleries
     from confit_edge.cli._listen_output import ListenPrinter
     from confit_runtime import load
-    from confit_runtime.listener import Listener, check_names
-    from confit_runtime.sources import find_clips, names_clips, open_source
+    from confit_runtime.listener import Listener, check_distinct_names
+    from confit_runtime.sources import find_clips, is_clip_spec, open_source
 
     (general, own), pauses = parse_thresholds(threshold or []), parse_holds(hold or [])
     loaded = [load(model) for model in models]
@@ -152,11 +152,11 @@ def listen(
         if general is None and (origin := threshold_origin(model.contract))["from"] != "export":
             say(f"{model.name}: thresholds from {threshold_source(origin)}")
     tuned = [with_thresholds(model, general, own) for model in loaded]
-    several = names_clips(source)
+    several = is_clip_spec(source)
     clips = [str(path) for path in find_clips([source])] if several else None
     failed = False
     voices = load(speaker_model) if speaker_model is not None else None
-    check_names(tuned)
+    check_distinct_names(tuned)
     with (
         open_galleries(
             gallery or [], tuned, speaker_model=voices, only=only or [], save=save_triggers, thresholds=own

@@ -15,7 +15,7 @@ import typer
 
 from confit_edge.cli._console import Json, emit, say, stderr_is_terminal
 from confit_runtime.errors import ConfitError, UsageError
-from confit_runtime.wording import counted, listed
+from confit_runtime.formatting import format_count, format_list
 
 if TYPE_CHECKING:
     from confit_runtime.recording import Take
@@ -90,7 +90,7 @@ def record(
         check_live(opened)
         for place in (out, folder):
             make_folder(place)
-        say(f"{label}: recording {counted(count, 'clip')} of {seconds:g} s from {opened.name}; Ctrl-C stops")
+        say(f"{label}: recording {format_count(count, 'clip')} of {seconds:g} s from {opened.name}; Ctrl-C stops")
         kept = refused = in_succession = 0
         try:
             with StopOnSignal() as stopped:
@@ -114,7 +114,7 @@ def record(
             if kept < count:
                 say()  # a new line below the level that was drawn last
         finally:
-            say(f"{label}: {counted(kept, 'clip')} kept, {refused} refused, in {folder}")
+            say(f"{label}: {format_count(kept, 'clip')} kept, {refused} refused, in {folder}")
             if json:
                 emit("summary", label=label, group=group, clips=kept, refused=refused, folder=str(folder))
 
@@ -146,10 +146,10 @@ def _take(source: Source, seconds: float, countdown: float, quiet: bool, which: 
 
 def _folder_name(what: str, text: str) -> str:
     """A label or group as the name of a folder. Raises UsageError if it cannot be one."""
-    from confit_runtime.names import fits_a_file_name, plain
+    from confit_runtime.names import is_safe_in_filename, normalise
 
-    name = plain(text)
-    if not name or name.startswith(".") or not all(map(fits_a_file_name, name)):
+    name = normalise(text)
+    if not name or name.startswith(".") or not all(map(is_safe_in_filename, name)):
         raise UsageError(f"{what} {text!r} cannot be the name of a folder: use letters, digits, spaces, - and _")
     return name
 
@@ -158,17 +158,19 @@ def keep(take: Take, out: Path, label: str, group: str, form: str, trim: bool) -
     """Write a clip under the next free number and its row in the manifest, or neither. Other recorders may use the folder too."""
     import soundfile
 
-    from confit_runtime.files import write_whole
-    from confit_runtime.voiced import trimmed
+    from confit_runtime.files import write_atomic
+    from confit_runtime.voice_activity import trim_silence
 
     sound = io.BytesIO()
-    soundfile.write(sound, trimmed(take.pcm, take.rate) if trim else take.pcm, take.rate, format=form, subtype="PCM_16")
+    soundfile.write(
+        sound, trim_silence(take.pcm, take.rate) if trim else take.pcm, take.rate, format=form, subtype="PCM_16"
+    )
     folder, manifest = out / label / group, out / MANIFEST
     with _lock_manifest(manifest):
         former, taken = _drop_torn_row(manifest), map(_number, folder.iterdir())
         path = folder / f"{max(taken, default=0) + 1:04}.{form}"
         try:
-            write_whole(path, sound.getvalue())
+            write_atomic(path, sound.getvalue())
             _append(manifest, former, [path.relative_to(out).as_posix(), label, group])
         except BaseException:  # for instance a full disk
             os.truncate(manifest, len(former))
@@ -206,10 +208,10 @@ def _rows(manifest: Path, data: bytes) -> list[list[str]]:
 
 def _append(manifest: Path, former: bytes, row: Sequence[str]) -> None:
     """Add a row to a manifest that holds `former`; to an empty one also its header."""
-    from confit_runtime.files import naming
+    from confit_runtime.files import name_file_in_errors
 
     rows = [row] if _rows(manifest, former) else [COLUMNS, row]
-    with naming(manifest), manifest.open("ab") as file:
+    with name_file_in_errors(manifest), manifest.open("ab") as file:
         file.write((b"" if former[-1:] in (b"", b"\n") else b"\n") + b"".join(map(_line, rows)))
         file.flush()
         os.fsync(file.fileno())
@@ -232,7 +234,7 @@ def _drop_torn_row(manifest: Path) -> bytes:
     clips = [file.relative_to(manifest.parent).as_posix() for file in manifest.parent.glob("*/*/*") if _number(file)]
     without = sorted(clip for clip in clips if clip.startswith(partial_path) and clip not in names)
     os.truncate(manifest, len(whole))
-    then = f". Clips without a row: {listed(without)}; add their rows, or remove the clips" if without else ""
+    then = f". Clips without a row: {format_list(without)}; add their rows, or remove the clips" if without else ""
     say(
         f"warning: {manifest}: its last row was only partly written and was removed: {torn.decode(errors='replace')!r}{then}"
     )

@@ -11,7 +11,7 @@ import typer
 from confit_edge.cli._console import Json, emit, failed_clip_reported, print_line
 from confit_edge.cli._gallery_options import GALLERY, GalleryFile, KindOption, Threshold, refusal_reason
 from confit_edge.cli._sources import warn_about_narrow_clips
-from confit_runtime.errors import ConfitError, UsageError, of_clip
+from confit_runtime.errors import ConfitError, UsageError, clip_errors
 
 
 def verify(
@@ -49,7 +49,7 @@ def verify(
         with Gallery.open(gallery, loaded, threshold=threshold) as opened:
             matcher, settled = opened.matcher, kind or opened.kind
         warn_about_narrow_clips([clip], loaded)
-        with failed_clip_reported(json), of_clip(clip):
+        with failed_clip_reported(json), clip_errors(clip):
             embedding = embed_query(loaded, load_clip(clip, loaded.contract.sample_rate), settled, str(clip))
         match = matcher.verify(name, embedding)
     except ConfitError as error:

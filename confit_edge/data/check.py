@@ -32,8 +32,8 @@ from confit_edge.data.splits import (
     with_splits,
 )
 from confit_edge.data.tables import ManifestError, relative
+from confit_runtime.formatting import format_count, format_quoted_list
 from confit_runtime.frames import loudest_db
-from confit_runtime.wording import counted, some
 
 IMBALANCE = 10.0  # warn when the largest class has this many times the clips of the smallest
 OVERLOAD = 2.0  # full scale is 1; resampling and lossy codecs overshoot it slightly, forgotten scaling by a lot
@@ -104,14 +104,14 @@ class Report:
         usable = self.clips - len(self.problems)
         lines = [
             f"{self.source}",
-            f"{counted(usable, 'usable clip')}, {counted(len(self.classes), 'class', 'classes')},"
-            f" {counted(self.groups, 'group')}, {self.durations.get('total', 0) / 60:.1f} min",
+            f"{format_count(usable, 'usable clip')}, {format_count(len(self.classes), 'class', 'classes')},"
+            f" {format_count(self.groups, 'group')}, {self.durations.get('total', 0) / 60:.1f} min",
             "",
             *self._table(),
             "",
         ]
         if self.without_label:
-            lines.append(f"no label    {counted(self.without_label, 'clip')}, as counterexamples of the classes")
+            lines.append(f"no label    {format_count(self.without_label, 'clip')}, as counterexamples of the classes")
         if self.durations:
             spans = (f"{self.durations[key]:.2f} s {key}" for key in ("min", "median", "max"))
             lines.append(f"duration    {', '.join(spans)}")
@@ -245,13 +245,15 @@ def _warn_about_clips(report: Report, *, dealt: bool) -> list[str]:
     warnings = []
     if report.problems:
         kinds = ", ".join(f"{n} {kind}" for kind, n in count_kinds(report.problems).items())
-        warnings.append(f"{counted(len(report.problems), 'clip')} cannot be used ({kinds}): repair or remove them")
+        warnings.append(f"{format_count(len(report.problems), 'clip')} cannot be used ({kinds}): repair or remove them")
     lost = [label for label, stats in report.classes.items() if not stats.clips]
     if lost:
         warnings.append(f"{classes_have(lost)} no usable clip: repair the clips, or remove the class from the manifest")
     if report.torn_groups:
         torn = list(report.torn_groups)
-        groups_are = f"group {some(torn)} is" if len(torn) == 1 else f"groups {some(torn)} are"
+        groups_are = (
+            f"group {format_quoted_list(torn)} is" if len(torn) == 1 else f"groups {format_quoted_list(torn)} are"
+        )
         warnings.append(
             f"leak: {groups_are} in several splits: keep all clips of a group in one split, or make new splits with"
             " `confit-edge data split --anew`"
@@ -266,12 +268,14 @@ def _warn_about_clips(report: Report, *, dealt: bool) -> list[str]:
     harmless = [copy for copy in report.duplicates if not (copy.across_labels or copy.across_splits)]
     if harmless:
         warnings.append(
-            f"{counted(len(harmless), 'sound is', 'sounds are')} listed more than once (such as {some(harmless[0].paths)}):"
+            f"{format_count(len(harmless), 'sound is', 'sounds are')} listed more than once (such as"
+            f" {format_quoted_list(harmless[0].paths)}):"
             " keep one copy of each, or they count twice and may end up in two splits"
         )
     if len(report.classes) == 1 and not report.without_label:
         warnings.append(
-            f"there is only one class, {some(list(report.classes))}: to train, give clips of other sounds with --others"
+            f"there is only one class, {format_quoted_list(list(report.classes))}: to train, give clips of other"
+            " sounds with --others"
         )
     if report.imbalance >= IMBALANCE:
         used = {label: stats.clips for label, stats in report.classes.items() if stats.clips}
@@ -291,9 +295,9 @@ def _warn_about_clips(report: Report, *, dealt: bool) -> list[str]:
 
 def _each(copies: list[Duplicate], fault: str, cure: str) -> list[str]:
     """A line for each of the first `SHOWN` sounds, and one line for the rest."""
-    lines = [f"{fault} ({some(copy.paths)}): {cure}" for copy in copies[:SHOWN]]
+    lines = [f"{fault} ({format_quoted_list(copy.paths)}): {cure}" for copy in copies[:SHOWN]]
     more = len(copies) - SHOWN
-    return [*lines, f"{fault}: {counted(more, 'more sound')} (--json lists them): {cure}"] if more > 0 else lines
+    return [*lines, f"{fault}: {format_count(more, 'more sound')} (--json lists them): {cure}"] if more > 0 else lines
 
 
 def _warn_about_splits(manifest: Manifest, usable: Manifest, made: Manifest | ManifestError) -> list[str]:
@@ -335,7 +339,8 @@ def _warn_about_levels(loud: list[str]) -> list[str]:
     if not loud:
         return []
     return [
-        f"{counted(len(loud), 'clip goes', 'clips go')} far beyond full scale ({some(loud)}): scale float files to -1..1"
+        f"{format_count(len(loud), 'clip goes', 'clips go')} far beyond full scale ({format_quoted_list(loud)}):"
+        " scale float files to -1..1"
     ]
 
 

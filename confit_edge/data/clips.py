@@ -21,8 +21,8 @@ from confit_edge.data.tables import ManifestError, relative
 from confit_runtime.audio import Pcm, check_rate, load_clip, read_audio
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import default_cache
-from confit_runtime.voiced import SILENCE_DB
-from confit_runtime.wording import counted, listed
+from confit_runtime.formatting import format_count, format_list
+from confit_runtime.voice_activity import SILENCE_DB
 
 log = logging.getLogger(__name__)
 
@@ -228,9 +228,9 @@ def quiet_clips_warning(levels_db: Mapping[Clip, float], folder: Path) -> str | 
     quiet = [clip for clip, level in levels_db.items() if level <= SILENCE_DB and clip.labels not in ((), (UNKNOWN,))]
     if not quiet:
         return None
-    names = listed([relative(clip.path, folder) for clip in quiet], 3)
+    names = format_list([relative(clip.path, folder) for clip in quiet], 3)
     return (
-        f"{counted(len(quiet), 'labelled clip is', 'labelled clips are')} almost silent, never above {SILENCE_DB:g} dBFS"
+        f"{format_count(len(quiet), 'labelled clip is', 'labelled clips are')} almost silent, never above {SILENCE_DB:g} dBFS"
         f" ({names}): the model learns the recorder's hiss as their class. Record them louder, or remove them (label a quiet"
         f" room {UNKNOWN!r})"
     )

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from confit_edge.data.augment import crop, rms
-from confit_runtime.arrays import Places
+from confit_runtime.arrays import Indices
 from confit_runtime.audio import Pcm
 
 PART_S = 20  # seconds of one background recording at a time
@@ -63,7 +63,7 @@ def compose(
     return stream, spoken
 
 
-def nearest_clip(middles: Floats, spoken: list[Spoken], window: int) -> tuple[Places, Floats]:
+def nearest_clip(middles: Floats, spoken: list[Spoken], window: int) -> tuple[Indices, Floats]:
     """The nearest clip to each window, `[windows]`, and the distance in samples from where the window represents that clip.
 
     `middles [windows]` are the middles of the windows, in samples; `spoken` is in order of time. The distance is 0 where

@@ -27,9 +27,9 @@ from confit_edge.data.splits import with_splits
 from confit_edge.data.tables import ManifestError
 from confit_runtime.audio import Pcm
 from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.formatting import format_list, format_quoted_list
 from confit_runtime.frames import loudest_db
-from confit_runtime.voiced import SILENCE_DB, trimmed
-from confit_runtime.wording import listed, some
+from confit_runtime.voice_activity import SILENCE_DB, trim_silence
 
 LONGEST_OTHER_S = 60  # the longest clip that --others may contain
 
@@ -169,7 +169,7 @@ class Corpus:
         without = [self.classes[column] for column in np.flatnonzero(~self.training_clips().targets.any(axis=0))]
         if without and not self.multi_label:
             raise UsageError(
-                f"{self.manifest.source}: no training clip has the class {some(without)}; every class needs one"
+                f"{self.manifest.source}: no training clip has the class {format_quoted_list(without)}; every class needs one"
             )
 
     def check_finite(self) -> None:
@@ -271,7 +271,7 @@ def read_corpus(
     columns = {label: column for column, label in enumerate(classes)}
 
     def sound(pcm: Pcm) -> Pcm:
-        return pcm if longest_s is None or len(pcm) <= longest_s * rate else trimmed(pcm, rate)
+        return pcm if longest_s is None or len(pcm) <= longest_s * rate else trim_silence(pcm, rate)
 
     def split(name: str) -> Clips:
         chosen = [clip for clip in manifest.clips if clip.split == name]
@@ -343,16 +343,16 @@ def _read_background(
     parts = split_background(place, recordings)
     notes = []
     if copies:
-        notes.append(f"{option}: left out {listed(copies, 3)}: the same sound as another recording")
+        notes.append(f"{option}: left out {format_list(copies, 3)}: the same sound as another recording")
     if parts.unlearnt:
         notes.append(
-            f"warning: {option}: nothing of {some(parts.unlearnt)} is learnt: with more than {MOST_KINDS} names, each counts as a"
-            " voice or a place, and whole voices or places are kept for thresholds. Put kinds of sound into at most"
-            f" {MOST_KINDS} folders"
+            f"warning: {option}: nothing of {format_quoted_list(parts.unlearnt)} is learnt: with more than {MOST_KINDS} names,"
+            " each counts as a voice or a place, and whole voices or places are kept for thresholds. Put kinds"
+            f" of sound into at most {MOST_KINDS} folders"
         )
     if quiet_recordings := [str(path) for path, one in recordings.items() if loudest_db(one, store.rate) <= SILENCE_DB]:
         notes.append(
-            f"warning: {option}: almost silent, never above {SILENCE_DB:g} dBFS: {listed(quiet_recordings, 3)}; was the"
+            f"warning: {option}: almost silent, never above {SILENCE_DB:g} dBFS: {format_list(quiet_recordings, 3)}; was the"
             " microphone muted?"
         )
     return parts, problems, notes

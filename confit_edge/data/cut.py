@@ -15,10 +15,10 @@ import numpy as np
 
 from confit_edge.data.manifest import UNKNOWN, Clip
 from confit_edge.data.tables import relative
-from confit_runtime.audio import flac_rate, open_sound, unreadable
+from confit_runtime.audio import flac_rate, open_sound, unreadable_error
 from confit_runtime.errors import AudioError, ConfitError, UsageError
-from confit_runtime.files import is_partial, make_folder, partial_folder, remove_left, write_whole
-from confit_runtime.names import fits_a_file_name
+from confit_runtime.files import is_partial, make_folder, partial_folder, remove_leftovers, write_atomic
+from confit_runtime.names import is_safe_in_filename
 
 MANIFEST = "manifest.csv"
 BLOCK = 65_536  # samples read at once
@@ -76,7 +76,7 @@ def atomic_folder(out: Path, option: str) -> Iterator[Path]:
     target = Path(os.path.abspath(out))
     inside = target / target.name
     for place in (target, inside):
-        remove_left(place)
+        remove_leftovers(place)
     make_folder(target if out.is_dir() else target.parent)
     with partial_folder(inside if out.is_dir() else target) as made:
         yield made
@@ -170,7 +170,7 @@ def _copy(
             if not len(frames):
                 missing = max(last for last, _ in writing) - at
                 if waiting or missing > BROKEN_S * sound.samplerate:
-                    raise unreadable(path, f"it ends at {at / sound.samplerate:.1f} s")
+                    raise unreadable_error(path, f"it ends at {at / sound.samplerate:.1f} s")
                 return
             at += len(frames)
             for _, out in writing:
@@ -193,11 +193,11 @@ def _seek(sound: Any, path: Path, at: int, first: int) -> int:
         try:
             return int(sound.seek(min(first, sound.frames)))
         except RuntimeError as error:
-            raise unreadable(path, error) from error
+            raise unreadable_error(path, error) from error
     while at < first and (read := len(_read(sound, path, min(BLOCK, first - at), "float32"))):
         at += read
     if at < first:
-        raise unreadable(path, f"it ends at {at / sound.samplerate:.1f} s")
+        raise unreadable_error(path, f"it ends at {at / sound.samplerate:.1f} s")
     return at
 
 
@@ -205,7 +205,7 @@ def _read(sound: Any, path: Path, frames: int, dtype: str) -> Any:
     try:
         read = sound.read(frames, dtype=dtype, always_2d=True)
     except (RuntimeError, ValueError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable_error(path, error) from error
     if dtype == "float32" and not np.isfinite(read).all():
         raise AudioError(f"{path}: contains NaN or infinite samples")
     return read
@@ -238,11 +238,11 @@ def write_table(clips: Sequence[Clip], path: Path) -> bool:
     table.writerow(["path", "labels" if several else "label", "group"])
     for clip in clips:
         table.writerow([relative(clip.path, path.parent), "|".join(clip.labels) or UNKNOWN, clip.group])
-    write_whole(path, text.getvalue().encode())
+    write_atomic(path, text.getvalue().encode())
     return several
 
 
 def safe_name(name: str) -> str:
     """The name, changed and cut short where needed so that any file system accepts it."""
-    plain = "".join(one if fits_a_file_name(one) else "_" for one in name)
+    plain = "".join(one if is_safe_in_filename(one) else "_" for one in name)
     return plain.encode()[:LONGEST_NAME].decode(errors="ignore").strip(" .") or "_"

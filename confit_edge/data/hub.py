@@ -19,8 +19,8 @@ from confit_edge.data.splits import ungrouped_warning, without_leaks
 from confit_edge.data.tables import read_table, relative
 from confit_runtime.audio import SOUND_SUFFIXES
 from confit_runtime.errors import ConfitError, UsageError
-from confit_runtime.files import naming
-from confit_runtime.wording import counted
+from confit_runtime.files import name_file_in_errors
+from confit_runtime.formatting import format_count
 
 _SPLIT_OF = {
     "train": "train",
@@ -54,14 +54,14 @@ def fetch_hub(
         within = [clip for clip in clips if clip.split is not None]
         if within and len(within) < len(clips):
             notes.append(
-                f"{counted(len(clips) - len(within), 'clip is', 'clips are')} left out: not in a folder train, validation or"
+                f"{format_count(len(clips) - len(within), 'clip is', 'clips are')} left out: not in a folder train, validation or"
                 " test"
             )
             clips = within
         if absent := [clip.path for clip in clips if not clip.path.is_file()]:
             if len(absent) == len(clips):
                 raise ConfitError(f"hf:{source}: none of the listed clips exists, such as {absent[0]}")
-            clips_are = counted(len(absent), "listed clip is", "listed clips are")
+            clips_are = format_count(len(absent), "listed clip is", "listed clips are")
             notes.append(f"{clips_are} missing and left out, such as {absent[0]}")
             clips = [clip for clip in clips if clip.path.is_file()]
     else:
@@ -116,7 +116,7 @@ class _Written:
             self._made = self._at_the_end.enter_context(self._whole)
         path = self._made / name
         path.parent.mkdir(exist_ok=True)
-        with naming(path):
+        with name_file_in_errors(path):
             path.write_bytes(data)
         return self.folder / name
 

@@ -28,9 +28,9 @@ from shlex import quote
 from confit_edge.data.tables import ManifestError, check_utf8, is_unicode, read_table, relative
 from confit_runtime.audio import SOUND_SUFFIXES
 from confit_runtime.errors import UsageError
-from confit_runtime.files import write_whole
-from confit_runtime.names import plain, shown
-from confit_runtime.sources.files import sounds_below
+from confit_runtime.files import write_atomic
+from confit_runtime.names import escape_controls, normalise
+from confit_runtime.sources.files import find_sound_files
 
 SPLITS = ("train", "val", "test")
 UNKNOWN = "unknown"  # the label, in any spelling, of sound that is none of the other classes; it never fires
@@ -72,13 +72,13 @@ class Clip:
     @property
     def has_no_group(self) -> bool:
         """Whether nobody gave it a group: its group is then its own path, relative to a manifest that may be elsewhere."""
-        return f"/{plain(self.path.as_posix())}".endswith(f"/{self.group.rpartition('../')[2]}")
+        return f"/{normalise(self.path.as_posix())}".endswith(f"/{self.group.rpartition('../')[2]}")
 
     @property
     def is_named_by_group(self) -> bool:
         """Whether its group is its own file name without the suffix, and not the name of the folder it is in."""
-        name = plain(self.path.with_suffix("").as_posix())
-        return f"/{name}".endswith(f"/{self.group}") and plain(self.path.parent.name) != self.group
+        name = normalise(self.path.with_suffix("").as_posix())
+        return f"/{name}".endswith(f"/{self.group}") and normalise(self.path.parent.name) != self.group
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ def write_manifest(manifest: Manifest, path: str | Path) -> None:
         table.writerow([name, "|".join(clip.labels), clip.group, clip.split or ""])
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(target, text.getvalue().encode())
+        write_atomic(target, text.getvalue().encode())
     except OSError as error:
         raise ManifestError(f"{target}: cannot be written ({error.strerror or error})") from error
 
@@ -251,7 +251,7 @@ def sound_files(place: Path, option: str) -> list[Path]:
         return [place]
     if not place.exists():
         raise UsageError(f"{place}: no such file or folder (for {option})")
-    files = sounds_below(place)
+    files = find_sound_files(place)
     if not files:
         raise UsageError(f"{place}: has no sound files for {option}")
     return files
@@ -378,7 +378,7 @@ def _text(value: object, what: str, where: str) -> str:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ManifestError(f"{where}: {what} must be text, got {value!r:.60}")
-    text = plain(str(value))
+    text = normalise(str(value))
     _check_characters(text, what, where)
     return text
 
@@ -386,7 +386,7 @@ def _text(value: object, what: str, where: str) -> str:
 def _label(value: object, column: str, where: str) -> str:
     """A label as text. A model stores it and prints it as it is, on its own lines, so hidden marks are refused."""
     label = _text(value, column, where)
-    if shown(label) != label:
+    if escape_controls(label) != label:
         raise ManifestError(
             f"{where}: {column} {label!r:.60} contains invisible marks that break a line or change its direction;"
             " rename it"

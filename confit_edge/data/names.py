@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from difflib import SequenceMatcher
 from itertools import combinations, product
 
-from confit_runtime.wording import counted, some
+from confit_runtime.formatting import format_count, format_quoted_list
 
 LONG = 5  # names longer than this may be typing errors of each other: `tree` is not one for `three`
 ALIKE = 0.8  # similarity of names that count as alike: hapy and happy, but not seven and eleven
@@ -33,7 +33,7 @@ def misspelt_warnings(clips: Mapping[str, int]) -> list[str]:
             rare, common = common, rare
         if same or RARE * clips[rare] <= clips[common]:
             found.append(
-                f"{rare!r} ({counted(clips[rare], 'clip')}): is it {common!r} ({clips[common]})? If so, rename it"
+                f"{rare!r} ({format_count(clips[rare], 'clip')}): is it {common!r} ({clips[common]})? If so, rename it"
             )
     return found
 
@@ -59,7 +59,7 @@ def joined_labels_warning(labels: Collection[str]) -> str | None:
     ]
     if not found:
         return None
-    is_one = f"class {some(found)} is" if len(found) == 1 else f"classes {some(found)} are"
+    is_one = f"class {format_quoted_list(found)} is" if len(found) == 1 else f"classes {format_quoted_list(found)} are"
     return (
         f"{is_one} learnt separately, but parts of the name also occur in other labels: are several labels joined? If so, call"
         " the column `labels`, and join them by a vertical bar"

@@ -13,7 +13,7 @@ from confit_edge.data.manifest import SPLITS, UNKNOWN, Clip, Manifest, read_mani
 from confit_edge.data.names import alike
 from confit_edge.data.tables import relative
 from confit_runtime.errors import UsageError
-from confit_runtime.wording import counted
+from confit_runtime.formatting import format_count
 
 WORDS = "words"  # the name of the clips that ship with confit-edge: the demo's thirty words
 SHIPPED = Path(__file__).parents[1] / "demo" / "data" / "words" / "manifest.csv"
@@ -80,8 +80,8 @@ def with_others(manifest: Manifest, others: Sequence[Clip], *, place: str, seed:
     ]
     if lacking := [split for split in ("train", "val") if all(clip.split != split for clip in dealt)]:
         raise UsageError(
-            f"--others {place}: leaves no clip for {lacking[0]} ({counted(len(others), 'clip')} in"
-            f" {counted(len(members), 'group')}); give more clips, from more groups (folders, speakers)"
+            f"--others {place}: leaves no clip for {lacking[0]} ({format_count(len(others), 'clip')} in"
+            f" {format_count(len(members), 'group')}); give more clips, from more groups (folders, speakers)"
         )
     return replace(manifest, clips=(*manifest.clips, *dealt))
 

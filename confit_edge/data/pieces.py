@@ -9,8 +9,8 @@ import numpy as np
 
 from confit_edge.data.clips import MIN_S
 from confit_edge.data.manifest import labels_of
-from confit_runtime.labels import Labelled
-from confit_runtime.scoring import Heard
+from confit_runtime.labels import LabelledRecording
+from confit_runtime.scoring import SoundEvent
 
 APART_S = 0.5  # between a labelled sound and the rest, so that its ringing does not count as background
 SHORTEST_REST_S = 1.0
@@ -29,12 +29,12 @@ class Pieces:
     """The pieces of a recording that become clips, and the sounds that do not."""
 
     kept: list[Piece] = field(default_factory=list)
-    zero_length: list[Heard] = field(default_factory=list)  # sounds without a duration, where no margin adds one
+    zero_length: list[SoundEvent] = field(default_factory=list)  # sounds without a duration, where no margin adds one
     overlapping: int = 0  # dropped with `alone`: another label is heard in them
     dropped_unknown: int = 0  # `unknown` sounds dropped because a labelled sound is heard in them
 
 
-def pieces_of(recording: Labelled, margin_s: float = 0.0, *, alone: bool = False) -> Pieces:
+def pieces_of(recording: LabelledRecording, margin_s: float = 0.0, *, alone: bool = False) -> Pieces:
     """A piece for each span of a sound, with up to `margin_s` before and after it, but without any of another sound.
 
     Where sounds overlap by 0.05 s or more, a piece contains several sounds: it gets the labels of all of them, or with
@@ -63,7 +63,7 @@ def pieces_of(recording: Labelled, margin_s: float = 0.0, *, alone: bool = False
     return found
 
 
-def rest_of(recording: Labelled, margin_s: float = 0.0) -> list[tuple[float, float]]:
+def rest_of(recording: LabelledRecording, margin_s: float = 0.0) -> list[tuple[float, float]]:
     """The unlabelled stretches of at least a second, half a second (or `margin_s`, if longer) away from labelled sounds."""
     apart_s, found, at = max(APART_S, margin_s), list[tuple[float, float]](), 0.0
     spans = sorted((sound.start_s - apart_s, sound.end_s + apart_s) for sound in recording.sounds)

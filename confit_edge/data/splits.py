@@ -14,7 +14,7 @@ import numpy.typing as npt
 from confit_edge.data.manifest import SPLITS, UNKNOWN, Clip, Manifest
 from confit_edge.data.tables import ManifestError
 from confit_runtime.errors import UsageError
-from confit_runtime.wording import counted, some
+from confit_runtime.formatting import format_count, format_quoted_list
 
 Fractions = tuple[float, float, float]  # of train, val and test; they sum to 1
 DEFAULT: Fractions = (0.7, 0.15, 0.15)  # val is as large as test, because thresholds and the gate depend on it
@@ -76,13 +76,13 @@ def without_leaks(manifest: Manifest) -> tuple[Manifest, list[str]]:
     rest = [clip for clip in manifest.clips if clip.group not in tested]
     train = manifest.select("train").classes
     if lost := set(train) - {label for clip in rest if clip.split == "train" for label in clip.labels}:
-        of = "" if len(lost) == len(train) else f" of class {some(sorted(lost))}"
+        of = "" if len(lost) == len(train) else f" of class {format_quoted_list(sorted(lost))}"
         undealt = replace(manifest, clips=tuple(replace(clip, split=None) for clip in manifest.clips))
         return with_splits(undealt, seed=0), [
             f"every group{of} in train is also in test, so the published split was not kept: new splits were made, by group"
         ]
     if left_out := len(manifest) - len(test) - len(rest):
-        clips_are = counted(left_out, "clip is", "clips are")
+        clips_are = format_count(left_out, "clip is", "clips are")
         changed.append(f"{clips_are} left out of train and val, because test has clips of the same group")
     trained = {clip.group for clip in rest if clip.split == "train"}
     moved = sum(clip.split == "val" and clip.group in trained for clip in rest)
@@ -96,7 +96,7 @@ def without_leaks(manifest: Manifest) -> tuple[Manifest, list[str]]:
             "not every class has groups of its own in the published val: train and val were made again, by group"
         )
     elif moved:
-        clips_moved = counted(moved, "clip was", "clips were")
+        clips_moved = format_count(moved, "clip was", "clips were")
         changed.append(f"{clips_moved} moved from val to train, because train has clips of the same group")
     return with_splits(replace(manifest, clips=fitted.clips + test), seed=0), changed
 
@@ -151,7 +151,8 @@ def single_label_warning(manifest: Manifest) -> str | None:
         return None
     it, fires = ("it", "it fires") if len(common) == 1 else ("them", "they fire")
     return (
-        f"every training clip is {some(sorted(common))}: the model learns nothing to distinguish {it} from, and {fires} on"
+        f"every training clip is {format_quoted_list(sorted(common))}: the model learns nothing to distinguish"
+        f" {it} from, and {fires} on"
         f" anything similar. Add clips without {it}, of other sounds the device hears, or train with --background"
     )
 
@@ -164,13 +165,17 @@ def ungrouped_warning(manifest: Manifest) -> str | None:
     fire = [clip for clip in manifest.clips if clip.labels not in ((), (UNKNOWN,))]
     if len({clip.group for clip in fire}) == len(fire) and {*without, UNKNOWN} >= set(manifest.classes):
         return "every clip is its own group"
-    of = f"class {some(without)}" if len(without) == 1 else f"classes {some(without)}"
+    of = f"class {format_quoted_list(without)}" if len(without) == 1 else f"classes {format_quoted_list(without)}"
     return f"most clips of {of} are each their own group"
 
 
 def classes_have(classes: Sequence[str]) -> str:
     """The beginning of a sentence about what some classes have: `class 'a' has`, `classes 'a', 'b' have`."""
-    return f"class {some(classes)} has" if len(classes) == 1 else f"classes {some(classes)} have"
+    return (
+        f"class {format_quoted_list(classes)} has"
+        if len(classes) == 1
+        else f"classes {format_quoted_list(classes)} have"
+    )
 
 
 def _members(manifest: Manifest) -> dict[str, list[Clip]]:
@@ -188,7 +193,7 @@ def _make_splits(manifest: Manifest, seed: int, fractions: Fractions) -> Manifes
     for label, members in _members(manifest).items():
         if len({clip.group for clip in members}) < 2:
             raise ManifestError(
-                f"{manifest.source}: class {label!r} has {counted(len(members), 'clip')} in one group"
+                f"{manifest.source}: class {label!r} has {format_count(len(members), 'clip')} in one group"
                 f" ({members[0].group!r}); at least 2 clips in 2 different groups are needed, one for train and one"
                 " for val (3 for all three splits)"
             )

@@ -13,7 +13,7 @@ from pathlib import Path
 from shlex import quote
 
 from confit_runtime.errors import ConfitError, UsageError
-from confit_runtime.sources.files import sounds_below
+from confit_runtime.sources.files import find_sound_files
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def _read_parquet(source: Path, wanted: Collection[str | None]) -> Table:
 
 
 def _read_folder(source: Path) -> Table:
-    sounds = sorted(relative(path, source) for path in sounds_below(source))
+    sounds = sorted(relative(path, source) for path in find_sound_files(source))
     clips = [name for name in sounds if "/" in name]
     if odd := [os.fsencode(name) for name in clips if not is_unicode(name)]:
         more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from confit_edge.files import write_text
-from confit_runtime.wording import bounds
+from confit_runtime.formatting import format_interval
 
 ROW_S, SECOND_PX = 30.0, 30.0  # of the timeline: seconds per row, pixels per second
 
@@ -91,7 +91,7 @@ def _accuracy_table(table: dict[str, Any]) -> str:
             if probe in table[key]:
                 low, high = table[key]["intervals"][probe]
                 cells.append(
-                    f"<td>{100 * table[key][probe]:.1f} <span class=small>{bounds(100 * low, 100 * high)}</span></td>"
+                    f"<td>{100 * table[key][probe]:.1f} <span class=small>{format_interval(100 * low, 100 * high)}</span></td>"
                 )
             else:
                 cells.append("<td>-</td>")
@@ -103,7 +103,7 @@ def _accuracy_table(table: dict[str, Any]) -> str:
         + "".join(rows)
         + f"</table><p class=small>{table['n']} clips of {table['voices']} unseen voices; the 95 % intervals are"
         " over voices, because clips of one voice are alike. PairTune's linear probe minus vanilla's own head:"
-        f" {100 * gain['difference']:+.1f} points {bounds(100 * gain['low'], 100 * gain['high'], '+.1f')}.</p>"
+        f" {100 * gain['difference']:+.1f} points {format_interval(100 * gain['low'], 100 * gain['high'], '+.1f')}.</p>"
     )
 
 

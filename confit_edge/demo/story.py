@@ -37,11 +37,11 @@ from confit_export.export import Exported, export_run
 from confit_runtime.audio import Pcm, load_clip
 from confit_runtime.errors import UsageError
 from confit_runtime.files import make_folder
+from confit_runtime.formatting import format_interval, format_percent
 from confit_runtime.gallery import Gallery
 from confit_runtime.memory import peak_bytes
 from confit_runtime.model import Model, load
-from confit_runtime.scoring import Heard, Score, score_detections
-from confit_runtime.wording import bounds, percent
+from confit_runtime.scoring import Score, SoundEvent, score_detections
 
 HELD_OUT = "marvin"  # no model sees this word until it is enrolled
 STREAM_SECONDS, STREAM_SNR = 300, 10.0
@@ -171,7 +171,7 @@ def accuracy_table(demo: Demo, pairtune: Trained, finetune: Trained) -> dict[str
         fill(
             f"Accuracy in % on {len(test)} test clips of {table['voices']} voices that are not in training. The 95 % intervals"
             " are over voices, because clips of one voice are alike. PairTune's linear probe minus vanilla's own head:"
-            f" {100 * gain.difference:+.1f} points, interval {bounds(100 * gain.low, 100 * gain.high, '+.1f')}.{chance}",
+            f" {100 * gain.difference:+.1f} points, interval {format_interval(100 * gain.low, 100 * gain.high, '+.1f')}.{chance}",
             100,
         )
     )
@@ -181,7 +181,7 @@ def accuracy_table(demo: Demo, pairtune: Trained, finetune: Trained) -> dict[str
 def _cell(result: dict[str, float] | None) -> str:
     if result is None:
         return "-"
-    return percent(result["accuracy"], result["low"], result["high"], unit="")
+    return format_percent(result["accuracy"], result["low"], result["high"], unit="")
 
 
 def export_words(demo: Demo) -> Exported:
@@ -242,7 +242,7 @@ def listen_to_stream(demo: Demo, model_path: Path) -> dict[str, Any]:
     }
 
 
-def noisy_stream(clips: list[Clip], rng: np.random.Generator) -> tuple[Pcm, list[Heard]]:
+def noisy_stream(clips: list[Clip], rng: np.random.Generator) -> tuple[Pcm, list[SoundEvent]]:
     """Mix `clips` over background that is not in training: the sound `[STREAM_SECONDS * 16000]`, and which word is where."""
     background = [load_clip(path, 16_000) for path in sorted((DATA / "background" / "test").glob("*.ogg"))]
     stream, spoken = compose(
@@ -254,19 +254,19 @@ def noisy_stream(clips: list[Clip], rng: np.random.Generator) -> tuple[Pcm, list
         snr=(STREAM_SNR, STREAM_SNR),
         rng=rng,
     )
-    return stream, [Heard(word.label, word.start / 16_000, word.end / 16_000) for word in spoken]
+    return stream, [SoundEvent(word.label, word.start / 16_000, word.end / 16_000) for word in spoken]
 
 
-def detect(model: Model, blocks: Iterable[Pcm]) -> list[Heard]:
+def detect(model: Model, blocks: Iterable[Pcm]) -> list[SoundEvent]:
     """Return what the model detects, at its own thresholds, in 16 kHz sound given block by block."""
     stream, found = model.stream(lead_in=True), []
     for block in blocks:
         found += stream.accept(block, 16_000)
     found += stream.finish()
-    return [Heard(event.label, event.start_s, event.end_s) for event in found]
+    return [SoundEvent(event.label, event.start_s, event.end_s) for event in found]
 
 
-def _write_timeline(out: Path, truth: list[Heard], score: Score, detections: list[Heard]) -> None:
+def _write_timeline(out: Path, truth: list[SoundEvent], score: Score, detections: list[SoundEvent]) -> None:
     rows = ["kind,label,start_s,end_s,found"]
     rows += [
         f"said,{heard.label},{heard.start_s:.3f},{heard.end_s:.3f},{str(found).lower()}"

@@ -18,7 +18,7 @@ from confit_edge.probes.metrics import accuracy
 from confit_edge.runs import read_run, run_corpus
 from confit_export.export import export_run
 from confit_runtime.audio import Pcm, load_clip
-from confit_runtime.enrollment import embed_query, take
+from confit_runtime.enrollment import embed_query, extract_prints
 from confit_runtime.gallery import Gallery
 from confit_runtime.model import load
 
@@ -119,7 +119,7 @@ def ask_speaker_model(demo: Demo, test: list[Clip], pair: list[str]) -> dict[str
     with Gallery.open(demo.out / "speakers.db", model, create=True) as gallery:
         for voice in pair:
             # ten words of some voices are less than 4 s
-            prints = take(model, sentence(voice, words[:15]), "speaker", voice)
+            prints = extract_prints(model, sentence(voice, words[:15]), "speaker", voice)
             gallery.enroll(voice, prints.embeddings, sources=[voice] * len(prints.embeddings), voiced_s=prints.seconds)
         answers = [
             (voice, gallery.match(embed_query(model, sentence(voice, three), "speaker", voice)).name)

@@ -22,7 +22,7 @@ from confit_edge.encoders.pooling import LayerWeights, heard, time_pool
 from confit_edge.recipe import Pooling
 from confit_edge.torchaudio_pure import skip_native_library
 from confit_runtime.errors import ConfitError, UsageError
-from confit_runtime.wording import counted, listed
+from confit_runtime.formatting import format_count, format_list
 
 log = logging.getLogger(__name__)
 skip_native_library()  # transformers imports torchaudio where it is installed
@@ -305,7 +305,7 @@ def check_no_missing_weights(name: str, loading: dict[str, Any]) -> None:
     wrong = [str(entry[0]) for entry in loading["mismatched_keys"]]
     if lacking := sorted(absent + wrong):
         raise ConfitError(
-            f"--encoder {name}: the checkpoint lacks {counted(len(lacking), 'encoder weight')} ({listed(lacking, 3)}),"
+            f"--encoder {name}: the checkpoint lacks {format_count(len(lacking), 'encoder weight')} ({format_list(lacking, 3)}),"
             " which would stay random: is it a checkpoint of this architecture?"
         )
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.arrays import LARGEST_TABLE, Doubles
+from confit_runtime.arrays import MAX_TABLE_SIZE, Doubles
 
 Embeddings = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Labels = npt.NDArray[np.integer]
@@ -231,7 +231,7 @@ def silhouette(embeddings: Embeddings, labels: Labels) -> float:
     means = _class_sums(unit, member, len(sizes)) / sizes[:, None]
     others = sizes[member] - 1
     own, nearest = np.empty(len(unit)), np.empty(len(unit))
-    for rows in np.array_split(np.arange(len(unit)), -(-len(unit) * len(sizes) // LARGEST_TABLE)):
+    for rows in np.array_split(np.arange(len(unit)), -(-len(unit) * len(sizes) // MAX_TABLE_SIZE)):
         distance, of = 1 - unit[rows] @ means.T, (np.arange(len(rows)), member[rows])
         own[rows] = distance[of] * sizes[of[1]] / np.maximum(others[rows], 1)  # the clip's distance to itself is 0
         distance[of] = np.inf
@@ -358,4 +358,4 @@ def _sample_rows(clips: int, seed: int) -> npt.NDArray[np.int64]:
 def _blocks(clips: int, seed: int) -> list[npt.NDArray[np.int64]]:
     """The same rows, divided into parts so that a table of cosines stays small."""
     some = _sample_rows(clips, seed)
-    return np.array_split(some, -(-len(some) * clips // LARGEST_TABLE))
+    return np.array_split(some, -(-len(some) * clips // MAX_TABLE_SIZE))

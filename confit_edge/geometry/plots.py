@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from confit_runtime.arrays import Doubles, Floats
-from confit_runtime.files import naming
+from confit_runtime.files import name_file_in_errors
 
 SHOWN = 40  # classes that can be read in one plot
 MAPPED = 4000  # clips in a map at most
@@ -284,7 +284,7 @@ def _wrapped(title: str) -> str:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with warnings.catch_warnings(), naming(path):
+    with warnings.catch_warnings(), name_file_in_errors(path):
         warnings.filterwarnings("ignore", "Glyph .* missing")  # labels may be in any script, but fonts are not
         figure.tight_layout()
         figure.savefig(path, dpi=130)

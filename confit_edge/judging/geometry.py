@@ -22,7 +22,7 @@ from confit_edge.probes.tables import escaped, markdown, nan_to_none, write_csv
 from confit_edge.progress import Watcher, ignore_event
 from confit_edge.runs import Run
 from confit_runtime.arrays import Floats
-from confit_runtime.wording import counted
+from confit_runtime.formatting import format_count
 
 Measure = Callable[[npt.NDArray[np.int64]], dict[str, float]]  # given the rows to measure
 
@@ -112,8 +112,8 @@ class GeometryReport:
             for key, title in TITLES.items()
         ]
         parts = [
-            f"{counted(about['clips'], f'{self.split} clip')} from {counted(about['groups'], 'group')} and"
-            f" {counted(about['classes'], 'class', 'classes')};"
+            f"{format_count(about['clips'], f'{self.split} clip')} from {format_count(about['groups'], 'group')} and"
+            f" {format_count(about['classes'], 'class', 'classes')};"
             f" {about['dim']} dimensions.",
             markdown(["encoder", f"{merit} %", "top-1 %", "top-3 %", "top-5 %", "IsoScore"], paper),
             markdown(["measure", *names], every),

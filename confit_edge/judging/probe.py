@@ -26,7 +26,7 @@ from confit_edge.probes.tables import escaped, markdown, nan_to_none, write_csv
 from confit_edge.probes.verification import Trials, all_pairs, read_trials
 from confit_edge.progress import Watcher, ignore_event
 from confit_edge.runs import Run
-from confit_runtime.wording import counted, percent
+from confit_runtime.formatting import format_count, format_percent
 
 TITLES = {
     "accuracy": "accuracy",
@@ -118,24 +118,25 @@ class ProbeReport:
         names = sorted(self.run.probes["linear"].metrics, key=lambda key: key != "map")  # mAP, if present, comes first
         probes = [
             [name(row["encoder"]), _probe_title(row)]
-            + [percent(row[key], row[f"{key}_low"], row[f"{key}_high"], unit="") for key in names]
+            + [format_percent(row[key], row[f"{key}_low"], row[f"{key}_high"], unit="") for key in names]
             for row in self.probe_rows()
         ]
         about = self.summary
         parts = [
-            f"{counted(about['clips'], f'{self.split} clip')} from {counted(about['groups'], 'group')} and"
-            f" {counted(about['classes'], 'class', 'classes')}; per cent, with 95 % intervals that treat"
+            f"{format_count(about['clips'], f'{self.split} clip')} from {format_count(about['groups'], 'group')} and"
+            f" {format_count(about['classes'], 'class', 'classes')}; per cent, with 95 % intervals that treat"
             f" {about['resampled']} as independent.",
             markdown(["encoder", "probe", *map(self._title, names)], probes),
         ]
         if pairs := self.verification_rows():
             rows = [
-                [name(row["encoder"]), percent(row["eer"], row["eer_low"], row["eer_high"], unit="")] for row in pairs
+                [name(row["encoder"]), format_percent(row["eer"], row["eer_low"], row["eer_high"], unit="")]
+                for row in pairs
             ]
-            left_out = f" ({counted(about['trials_left_out'], 'pair')} of two unlabelled clips left out)"
+            left_out = f" ({format_count(about['trials_left_out'], 'pair')} of two unlabelled clips left out)"
             parts += [
-                f"Verification: {counted(about['trials'], 'pair')} of clips, {about['trials_same']} of the same class, by cosine"
-                f" alone{left_out if about['trials_left_out'] else ''}.",
+                f"Verification: {format_count(about['trials'], 'pair')} of clips, {about['trials_same']} of the same class, by"
+                f" cosine alone{left_out if about['trials_left_out'] else ''}.",
                 markdown(["encoder", "equal error rate"], rows),
             ]
         gains = [
@@ -143,7 +144,7 @@ class ProbeReport:
                 f"{name(row['encoder'])}, {row['probe']}",
                 f"{name(row['over'])}, {row['over_probe']}",
                 self._title(row["metric"]),
-                percent(row["difference"], row["low"], row["high"], unit=""),
+                format_percent(row["difference"], row["low"], row["high"], unit=""),
             ]
             for row in self.difference_rows()
         ]

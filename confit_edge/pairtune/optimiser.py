@@ -13,7 +13,7 @@ from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.objectives import Objective
 from confit_edge.recipe import Recipe
 from confit_runtime.errors import UsageError
-from confit_runtime.wording import counted
+from confit_runtime.formatting import format_count
 
 WARM_UP = 0.1  # of the steps
 AVERAGED_RATE = 0.5  # of the peak learning rate, while weights are averaged
@@ -46,7 +46,7 @@ def _named(encoder: Encoder, freeze: str) -> list[nn.Module]:
     count = 1 if freeze == "features" else 1 + int(freeze)
     if count > len(blocks):
         raise UsageError(
-            f"recipe key 'freeze' is {freeze}, but this encoder has only {counted(len(blocks) - 1, 'layer')}"
+            f"recipe key 'freeze' is {freeze}, but this encoder has only {format_count(len(blocks) - 1, 'layer')}"
         )
     return [module for block in blocks[:count] for module in block]
 

@@ -18,7 +18,7 @@ from confit_edge.probes.metrics import merit_name
 from confit_edge.recipe import Recipe
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import is_partial
-from confit_runtime.wording import counted
+from confit_runtime.formatting import format_count
 
 UNLEARNT_KEYS = ("device", "strict")  # recipe keys that do not affect what is learnt
 
@@ -129,7 +129,7 @@ def check_same_on_all_processes(ranks: Ranks, started: dict[str, Any], corpus: C
     `started` describes the training that each is about to start on its `corpus`.
     """
     size = sum(map(len, (corpus.train, corpus.val, corpus.test)))
-    corpus_size = f"{counted(size, 'clip')} of {counted(len(corpus.classes), 'class', 'classes')}"
+    corpus_size = f"{format_count(size, 'clip')} of {format_count(len(corpus.classes), 'class', 'classes')}"
     every = ranks.gather_plain("its training", (started, corpus_size))
     first, clips = every[0]
     for index, (other, other_clips) in enumerate(every):

@@ -54,9 +54,9 @@ from confit_edge.probes.dual import DualProbe, dual_probe, score
 from confit_edge.probes.metrics import merit_name
 from confit_edge.progress import Watcher, ignore_event, report_probe_progress
 from confit_edge.recipe import Recipe
-from confit_runtime.cautions import cautions
+from confit_runtime.data_warnings import data_warnings
 from confit_runtime.files import make_folder
-from confit_runtime.wording import counted, lasting, listed, some
+from confit_runtime.formatting import format_count, format_duration, format_list, format_quoted_list
 
 # with fewer than FEW training clips of classes that fire, SOUP_OF_FEW trainings are averaged
 FEW, SOUP_OF_FEW = 100, 4
@@ -237,19 +237,19 @@ def _warn_about_unlabelled(corpus: Corpus, teaching: TeachingRun, notify: Watche
     if heard := teaching.recordings_of_thresholds(corpus):
         _note(
             notify,
-            f"warning: --unlabelled: thresholds are set on background in {some(list(map(str, heard)))}, and a student that"
-            " has learnt it looks too good there; give other sound",
+            f"warning: --unlabelled: thresholds are set on background in {format_quoted_list(list(map(str, heard)))}, and a"
+            " student that has learnt it looks too good there; give other sound",
         )
 
 
 def remarks(corpus: Corpus, data: dict[str, Any]) -> Iterator[str]:
     """Notes and warnings about the clips, for the user before training begins; `data` describes the clips."""
     parts = (_counted(data, name) for name in ("train", "val", "test"))
-    named = f"{counted(len(corpus.classes), 'class', 'classes')} ({some(corpus.classes)})"
+    named = f"{format_count(len(corpus.classes), 'class', 'classes')} ({format_quoted_list(corpus.classes)})"
     yield "{}: {} for training, {} for validation, {} for testing".format(named, *parts)
     if corpus.background_train:
-        learnt, kept = (lasting(data[key]) for key in ("background_train_s", "background_val_s"))
-        which = listed(corpus.background_kept, 4) or "the end of each recording"
+        learnt, kept = (format_duration(data[key]) for key in ("background_train_s", "background_val_s"))
+        which = format_list(corpus.background_kept, 4) or "the end of each recording"
         yield f"background: {learnt} for training, {kept} for thresholds ({which})"
     labels = Counter(label for clip in corpus.manifest.clips for label in clip.labels)
     single_label = None if corpus.background_train else single_label_warning(corpus.manifest)
@@ -257,7 +257,7 @@ def remarks(corpus: Corpus, data: dict[str, Any]) -> Iterator[str]:
     for suspect in [*misspelt_warnings(labels), *filter(None, suspects)]:
         yield f"warning: {suspect}"
     yield from corpus.notes
-    for caution in [*cautions(data), *filter(None, [advice_on_background(corpus.classes)])]:
+    for caution in [*data_warnings(data), *filter(None, [advice_on_background(corpus.classes)])]:
         yield f"warning: {caution}"
     for one, other in corpus.contradictions():
         yield f"warning: {one} and {other} are the same sound with different labels; remove the wrong one"
@@ -452,7 +452,7 @@ def describe_data(manifest: Path, corpus: Corpus, rate: int) -> dict[str, Any]:
 def _counted(data: dict[str, Any], split: str) -> str:
     clips, groups, own = data["clips"][split], data["groups"][split], data["own"][split]
     of_them = f" ({own['clips']} of classes that fire)" if own["clips"] < clips else ""
-    return f"{counted(clips, 'clip')} of {counted(groups, 'group')}{of_them}"
+    return f"{format_count(clips, 'clip')} of {format_count(groups, 'group')}{of_them}"
 
 
 def _count_firing(clips: Clips, corpus: Corpus) -> dict[str, int]:

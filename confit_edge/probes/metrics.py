@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.arrays import LARGEST_TABLE, Bools, Doubles, Floats, Targets
-from confit_runtime.intervals import DRAWS, clustered_share_interval, grouped_share_interval
-from confit_runtime.wording import percent
+from confit_runtime.arrays import MAX_TABLE_SIZE, Bools, Doubles, Floats, Targets
+from confit_runtime.formatting import format_percent
+from confit_runtime.intervals import RESAMPLES, clustered_share_interval, grouped_share_interval
 
 RANK_DRAWS = 200  # bootstrap draws of metrics of rankings
 ALIKE = 1e-12  # a variance below which draws differ only by rounding
@@ -37,7 +37,7 @@ class Accuracy:
         return asdict(self)
 
     def __str__(self) -> str:
-        return percent(self.accuracy, self.low, self.high)
+        return format_percent(self.accuracy, self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Resamples:
     draws: int
 
     @classmethod
-    def of(cls, groups: list[str], seed: int = 0, draws: int = DRAWS) -> Resamples:
+    def of(cls, groups: list[str], seed: int = 0, draws: int = RESAMPLES) -> Resamples:
         by, unit = units_of(groups)
         return cls(unit, int(unit.max()) + 1, by, seed, draws)
 
@@ -89,7 +89,7 @@ class Resamples:
 
     def counts(self) -> Iterator[Doubles]:
         """How often each group is drawn, `[draws, units]`, in parts of several draws; the same at every call."""
-        rng, most = np.random.default_rng(self.seed), max(1, LARGEST_TABLE // self.units)
+        rng, most = np.random.default_rng(self.seed), max(1, MAX_TABLE_SIZE // self.units)
         for start in range(0, self.draws, most):
             some = min(most, self.draws - start)
             drawn = rng.integers(self.units, size=(some, self.units)) + self.units * np.arange(some)[:, None]
@@ -228,7 +228,9 @@ def accuracy(right: Bools, groups: list[str]) -> Accuracy:
     return Accuracy(float(right.mean()), low, high, len(right), len(set(groups)), by)
 
 
-def paired_difference(right: Bools, other: Bools, groups: list[str], seed: int = 0, draws: int = DRAWS) -> Difference:
+def paired_difference(
+    right: Bools, other: Bools, groups: list[str], seed: int = 0, draws: int = RESAMPLES
+) -> Difference:
     """The share `right` minus the share `other`, both on the same clips, with a bootstrap interval that resamples groups."""
     gain = right.astype(np.float64) - other
     resamples = Resamples.of(groups, seed, draws)

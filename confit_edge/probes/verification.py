@@ -11,7 +11,7 @@ import numpy as np
 from confit_edge.data.corpus import Clips
 from confit_edge.probes.judge import Bootstrapped
 from confit_edge.probes.metrics import RANK_DRAWS, Resamples, equal_error_rate, equal_error_rates
-from confit_runtime.arrays import LARGEST_TABLE, Bools, Doubles, Floats, Places
+from confit_runtime.arrays import MAX_TABLE_SIZE, Bools, Doubles, Floats, Indices
 from confit_runtime.errors import UsageError
 
 CLIPS = 1000  # clips of a split, at most, whose pairs are all trials if no list is given
@@ -24,8 +24,8 @@ class Trials:
     `left_out` is the number of pairs of two unlabelled clips, which are not trials.
     """
 
-    one: Places
-    other: Places
+    one: Indices
+    other: Indices
     same: Bools
     left_out: int = 0
 
@@ -122,7 +122,7 @@ def error_rate(scores: Floats | Doubles, trials: Trials, groups: list[str], seed
     def weights(counts: Doubles) -> Doubles:
         return np.where(one == other, counts[:, one], counts[:, one] * counts[:, other])
 
-    most = max(1, LARGEST_TABLE // len(trials))
+    most = max(1, MAX_TABLE_SIZE // len(trials))
     spread = [
         equal_error_rates(scores, trials.same, weights(part))
         for counts in resamples.counts()

@@ -13,7 +13,7 @@ from confit_edge.studies.phrases import words
 from confit_edge.studies.results import Estimate, Results
 from confit_edge.studies.study import Chart
 from confit_edge.studies.trial import Arm, Scalar
-from confit_runtime.files import naming
+from confit_runtime.files import name_file_in_errors
 
 Colour = str | tuple[float, ...]
 
@@ -67,7 +67,7 @@ def draw(results: Results, chart: Chart, title: str, path: Path, split: str = "t
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure."""
-    with naming(path):
+    with name_file_in_errors(path):
         figure.savefig(path, dpi=130, bbox_inches="tight")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from confit_edge.files import write_text
 from confit_edge.studies.trial import Outcome
 from confit_runtime.errors import ConfitError, UsageError
-from confit_runtime.files import naming
+from confit_runtime.files import name_file_in_errors
 
 HEADER, TRIALS = "study.json", "trials.jsonl"
 
@@ -68,7 +68,7 @@ class Journal:
     def append(self, outcome: Outcome) -> None:
         """Add a line, and wait until it is on the disk."""
         trials = self.path / TRIALS
-        with naming(trials), trials.open("ab") as file:
+        with name_file_in_errors(trials), trials.open("ab") as file:
             file.write(outcome.to_json().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())

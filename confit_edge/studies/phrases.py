@@ -11,12 +11,12 @@ import math
 
 from confit_edge.studies.results import Estimate, Results, Side
 from confit_edge.studies.trial import Arm
-from confit_runtime import wording
+from confit_runtime import formatting
 
 
 def percent(share: Estimate) -> str:
     """Format a share 0..1 as `93.1 % [91.0, 95.2]`."""
-    return "not measured" if math.isnan(share.value) else wording.percent(share.value, share.low, share.high)
+    return "not measured" if math.isnan(share.value) else formatting.format_percent(share.value, share.low, share.high)
 
 
 def plain(number: Estimate, digits: int = 3) -> str:
@@ -108,4 +108,4 @@ def _of_seeds(results: Results, best: Arm, arms: list[Arm]) -> str:
 def _bounds(estimate: Estimate, factor: float, digits: int) -> str:
     if math.isnan(estimate.low):
         return ""
-    return f" {wording.bounds(factor * estimate.low, factor * estimate.high, f'.{digits}f')}"
+    return f" {formatting.format_interval(factor * estimate.low, factor * estimate.high, f'.{digits}f')}"

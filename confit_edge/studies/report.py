@@ -14,7 +14,7 @@ from confit_edge.studies.engine import Planned
 from confit_edge.studies.phrases import words
 from confit_edge.studies.results import Estimate, Results
 from confit_edge.studies.trial import Arm, Scalar
-from confit_runtime.wording import bounds, counted
+from confit_runtime.formatting import format_count, format_interval
 
 SHOWN = ("isoscore", "top1", "anisotropy", "epochs_linear", "epochs_head")  # in table.md; table.csv has all
 
@@ -56,13 +56,13 @@ def facts(results: Results) -> str:
     groups = {group for tally in tallies for group in tally}
     clips = max((sum(clips for _, clips in tally.values()) for tally in tallies), default=0)
     text = (
-        f"{counted(len(results.outcomes), 'trial')} with {counted(len(seeds), 'seed')},"
-        f" tested on {counted(len(groups), 'group')}"
-        f" (at most {counted(round(clips), 'answer')} per cell of the table)."
+        f"{format_count(len(results.outcomes), 'trial')} with {format_count(len(seeds), 'seed')},"
+        f" tested on {format_count(len(groups), 'group')}"
+        f" (at most {format_count(round(clips), 'answer')} per cell of the table)."
     )
     if results.diverged:
         named = sorted({words(outcome.arm) for outcome in results.diverged})
-        text += f" Diverged and left out: {counted(len(results.diverged), 'trial')} ({'; '.join(named)})."
+        text += f" Diverged and left out: {format_count(len(results.diverged), 'trial')} ({'; '.join(named)})."
     if results.figure != "accuracy":
         text += f" Clips may have several labels: linear, knn and head are {results.figure}."
     if len(seeds) == 1:
@@ -149,7 +149,7 @@ def _shown(estimate: Estimate, factor: float, digits: int) -> str:
         return ""
     text = f"{factor * estimate.value:.{digits}f}"
     if estimate.low == estimate.low:
-        text += f" {bounds(factor * estimate.low, factor * estimate.high, f'.{digits}f')}"
+        text += f" {format_interval(factor * estimate.low, factor * estimate.high, f'.{digits}f')}"
     return text
 
 

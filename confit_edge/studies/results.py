@@ -11,7 +11,7 @@ from confit_edge.geometry.measures import RANGES
 from confit_edge.probes.metrics import ALIKE, agreed
 from confit_edge.studies.trial import Arm, Outcome, Scalar, Subset, Tally
 from confit_runtime.arrays import Doubles
-from confit_runtime.intervals import drawn
+from confit_runtime.intervals import resample_counts
 
 DRAWS = 4_000
 LEVEL = 0.95
@@ -190,7 +190,7 @@ def _stretched(value: float, counts: Doubles, weights: Doubles, outside: float) 
 
     seeds, groups = counts.shape[1:3]
     # the same draws every time, so that all cells of a table are resampled in the same way
-    by_seed, by_group = drawn(seeds, DRAWS, (seeds, 5)), drawn(groups, DRAWS, (groups, 6))
+    by_seed, by_group = resample_counts(seeds, DRAWS, (seeds, 5)), resample_counts(groups, DRAWS, (groups, 6))
     of_groups = np.einsum("dg,xsgc->dxsc", by_group, counts, optimize=True)
     both = _ratio(np.einsum("ds,dxsc->dxc", by_seed, of_groups)) @ weights
     if np.nanvar(both) < ALIKE:

@@ -8,7 +8,7 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.runs import Run
 from confit_runtime.arrays import Floats, Targets
 from confit_runtime.enrollment import Kind
-from confit_runtime.matcher import DEFAULT_MARGIN, DEFAULT_THRESHOLD, Levels, Matcher, likeness
+from confit_runtime.matcher import DEFAULT_MARGIN, DEFAULT_THRESHOLD, Levels, Matcher, mutual_similarity
 
 PRINTS_PER_CLASS, PRINTS_OF_UNKNOWN = 4, 40
 FALSE_ACCEPT_RATE = 0.01
@@ -72,7 +72,7 @@ def enrollment_prior(
         members = np.flatnonzero(val_targets[:, enrolled])
         prints = val[rng.choice(members, min(ENROLLED, len(members)), replace=False)]
         others = np.flatnonzero(val_targets[:, enrolled] == 0)
-        alike += [likeness(prints)] if len(prints) > 1 else []
+        alike += [mutual_similarity(prints)] if len(prints) > 1 else []
         for row in rng.choice(others, min(60, len(others)), replace=False):
             both = val_targets[row].astype(bool)
             both[enrolled] = True
@@ -93,7 +93,7 @@ def speaker_prior(voices: dict[str, Floats], cohort: Floats) -> dict[str, float]
         if other != name
         for row in rows[ENROLLED:]
     ]
-    return _levels(strangers, [likeness(utterances[:ENROLLED]) for utterances in voices.values()])
+    return _levels(strangers, [mutual_similarity(utterances[:ENROLLED]) for utterances in voices.values()])
 
 
 def _passes(prints: Floats, cohort: Floats, stranger: Floats) -> float:

@@ -36,15 +36,15 @@ from confit_export.sensitivity import validation_windows
 from confit_export.targets import Target, preset
 from confit_export.thresholds import LOWEST, SNR_DB, Setting
 from confit_runtime.contract import Contract
-from confit_runtime.describe import heard_alone, ranked, share
-from confit_runtime.device_file import refuse_calibrated
+from confit_runtime.describe import clip_noun, format_accuracy, format_map
+from confit_runtime.device_file import check_no_device_file
 from confit_runtime.enrollment import Kind
 from confit_runtime.errors import ConfitError, UsageError
-from confit_runtime.files import check_suffix, default_cache, make_folder, remove_left, write_whole
+from confit_runtime.files import check_suffix, default_cache, make_folder, remove_leftovers, write_atomic
+from confit_runtime.formatting import format_count
 from confit_runtime.gemm import saturates
 from confit_runtime.model import Model
-from confit_runtime.names import shown
-from confit_runtime.wording import counted
+from confit_runtime.names import escape_controls
 
 SWEEP_MINUTES = 20.0
 COMPARED_S = 12.0  # seconds of sound to compare, streamed and at once
@@ -136,7 +136,7 @@ def export_run(
     _check_request(out, run.encoder, how.scheme if quantize else None, fuse)
     check_same_data(run, corpus)
     make_folder(out.parent)
-    remove_left(out)
+    remove_leftovers(out)
     seed, encoder = run.recipe.seed, run.encoder.eval()
     rows = cohort_rows(corpus, seed)
     clips = corpus.training_clips()
@@ -164,15 +164,17 @@ def export_run(
         "shipped": accuracies(shipped, Answers.by(shipped, corpus.val, corpus), corpus),
     }
     if corpus.multi_label:
-        say(f"mAP on validation: {ranked(measured['shipped']['val'])}")
+        say(f"mAP on validation: {format_map(measured['shipped']['val'])}")
         if not quantize and "test" in measured["shipped"]:
-            say(f"mAP on test: {ranked(measured['shipped']['test'])}")
+            say(f"mAP on test: {format_map(measured['shipped']['test'])}")
     if quantize and "test" in measured["shipped"]:
         compare_on_test(measured["fp32"]["test"], measured["shipped"]["test"], finished.precision, say)
     fired = share_that_fires(shipped, corpus)
     if fired:
-        what = f"{'test' if len(corpus.test) else 'validation'} {heard_alone(finished)}"
-        say(f"at these thresholds {share(fired)} of {fired['n']} {what} fire, each played alone between silences")
+        what = f"{'test' if len(corpus.test) else 'validation'} {clip_noun(finished)}"
+        say(
+            f"at these thresholds {format_accuracy(fired)} of {fired['n']} {what} fire, each played alone between silences"
+        )
     soft = softer(shipped, corpus, run, say)
     finished = replace(
         finished,
@@ -185,7 +187,7 @@ def export_run(
         parity={**work.parity, "fp32": measured["fp32"]},
     )
     data = sealed(work.graph, finished)
-    write_whole(out, data)
+    write_atomic(out, data)
     fp32_bytes = len(sealed(fp32.graph, replace(finished, precision="fp32")))
     return Exported(
         out, len(data), fp32_bytes, finished, measured["fp32"], measured["shipped"], work.difference, fp32_model
@@ -200,7 +202,7 @@ def refuse_unquantised(options: Mapping[str, object]) -> None:
 def refuse_steering(out: Path, license: str) -> None:
     """Raise UsageError if the model's name or licence, both stored in the contract, would disturb the line it is shown in."""
     for option, text in ((f"-o {out}", out.stem), (f"--license {license}", license)):
-        if shown(text) != text:
+        if escape_controls(text) != text:
             raise UsageError(
                 f"{option}: contains a line break, a control character or a mark that reverses the direction of text; give"
                 " one line without them"
@@ -218,7 +220,7 @@ def _check_request(out: Path, encoder: Encoder, scheme: Scheme | None, fuse: boo
     """Raise UsageError for a request that cannot be met; `scheme` is None if nothing is quantised."""
     check_suffix(out, ".onnx", "a model file's name")
     check_utf8(Path(out.name))
-    refuse_calibrated(out)
+    check_no_device_file(out)
     if scheme == "dynamic" and encoder.streaming:
         raise UsageError(
             "--scheme dynamic: not for a streaming model: it takes its scales from each call, so a result would depend on"
@@ -410,7 +412,7 @@ def _finish(
     say(
         f"thresholds from a validation stream of {chosen.report['seconds'] / 60:.1f} minutes: "
         f"{chosen.report['found']} of {chosen.report['words']} found,"
-        f" {counted(chosen.report['false_accepts'], 'false accept')}"
+        f" {format_count(chosen.report['false_accepts'], 'false accept')}"
     )
     if not hears(chosen.report):
         # with the chosen detection settings, so that sounds heard alone are smoothed as in the stream
@@ -442,7 +444,7 @@ def _why_so_few(chosen: Setting, model: Model, corpus: Corpus) -> str:
     report, lowest = chosen.report, chosen.loosest
     told, found = f"{report['found']} of {report['words']} sounds", sum(lowest.found)
     if found > report["found"]:
-        falsely = counted(len(lowest.false_accepts), "false accept")
+        falsely = format_count(len(lowest.false_accepts), "false accept")
         return (
             f"{told}. Lower thresholds let too much else through: at {LOWEST:g} it would hear {found}, with {falsely}"
         )
@@ -451,7 +453,7 @@ def _why_so_few(chosen: Setting, model: Model, corpus: Corpus) -> str:
     under = "the validation part of the background" if corpus.background_val else "coloured noise"
     return (
         f"{told}, and no more with lower thresholds: over {under}, {SNR_DB:g} dB softer than the sounds, the others do not"
-        f" fire even at {LOWEST:g}. Heard alone, {would} of {len(heard)} validation {heard_alone(model.contract)} would"
+        f" fire even at {LOWEST:g}. Heard alone, {would} of {len(heard)} validation {clip_noun(model.contract)} would"
     )
 
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.probes.metrics import Difference, accuracy, correct, paired_difference, ranked
 from confit_runtime.arrays import Bools
+from confit_runtime.formatting import format_interval
 from confit_runtime.model import Model
-from confit_runtime.wording import bounds
 
 ACCURACY = 0.005  # the share of validation clips that may be lost
 MAP = 0.005  # of mean average precision, where clips have several labels
@@ -99,7 +99,7 @@ class Verdict:
         verb = "loses"
         if points < 0:
             verb, points, low, high = "gains", -points, -high, -low
-        interval = f" {bounds(low, high, '+.2f')}" if low < high else ""  # a single clip has no interval
+        interval = f" {format_interval(low, high, '+.2f')}" if low < high else ""  # a single clip has no interval
         return (
             f"it {verb} {points:.2f} points of validation accuracy{interval},"
             f" {abs(self.clips_lost)} of {self.clips} clips"

@@ -14,8 +14,8 @@ from confit_edge.windows import gain_db
 from confit_export import gate
 from confit_export.gate import Answers
 from confit_runtime.arrays import Bools
-from confit_runtime.calibration import Positive, hear_positive
-from confit_runtime.describe import ranked, share
+from confit_runtime.calibration import Positive, score_positive
+from confit_runtime.describe import format_accuracy, format_map
 from confit_runtime.model import Model
 from confit_runtime.recordings import clip_rows
 
@@ -55,7 +55,7 @@ def alone(model: Model, clips: Clips, corpus: Corpus, softer_db: float = 0.0) ->
     for pcm, target, group in zip(clips.uncut or clips.pcm, clips.targets, clips.groups, strict=True):
         rows = clip_rows(model, gain * pcm)
         for label in sorted({corpus.classes[column] for column in np.flatnonzero(target)} & set(contract.can_fire)):
-            heard.append(hear_positive(contract, label, group, rows))
+            heard.append(score_positive(contract, label, group, rows))
     return heard
 
 
@@ -79,9 +79,9 @@ def compare_on_test(fp32: dict[str, Any], shipped: dict[str, Any], precision: st
     """Report the result on test next to that of fp32, and warn if test loses more than the gate allows on validation."""
     clips, lost = shipped["n"], fp32["accuracy"] - shipped["accuracy"]
     if "map" in shipped:
-        say(f"mAP on test: {precision} {ranked(shipped)}, fp32 {ranked(fp32)}")
+        say(f"mAP on test: {precision} {format_map(shipped)}, fp32 {format_map(fp32)}")
     else:
-        say(f"accuracy on test: {precision} {share(shipped)} of {clips} clips, fp32 {share(fp32)}")
+        say(f"accuracy on test: {precision} {format_accuracy(shipped)} of {clips} clips, fp32 {format_accuracy(fp32)}")
     losses = []
     if lost > gate.ACCURACY + 1e-9 and round(lost * clips) > 1:  # a single clip proves nothing
         losses.append(f"{100 * lost:.2f} points of accuracy, {round(lost * clips)} of {clips} clips")

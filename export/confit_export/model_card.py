@@ -13,10 +13,10 @@ from confit_edge.files import write_text
 from confit_edge.probes.tables import escaped, escaped_sentence
 from confit_export.export import Exported
 from confit_runtime.bench import Latency, call_latency, fresh_process
-from confit_runtime.cautions import enough
 from confit_runtime.contract import Contract
+from confit_runtime.data_warnings import has_enough_clips
 from confit_runtime.describe import better_than_int8, facts
-from confit_runtime.enrollment import kind_of
+from confit_runtime.enrollment import model_kind
 from confit_runtime.errors import UsageError
 from confit_runtime.model import load
 
@@ -167,7 +167,7 @@ def _speed(contract: Contract, timing: Timing) -> list[str]:
 def _commands(contract: Contract, model: str) -> list[str]:
     """Return the commands that use the model: those for voices, or those for any other kind."""
     voices = [f"confit-edge enroll {model} NAME CLIP...", f"confit-edge identify {model} CLIP"]
-    use = voices if kind_of(contract) == "speaker" else [f"confit-edge listen {model}"]
+    use = voices if model_kind(contract) == "speaker" else [f"confit-edge listen {model}"]
     return [*use, f"confit-edge inspect {model}"]
 
 
@@ -179,7 +179,7 @@ def front_matter(contract: Contract) -> str:
     measured = [
         {"type": metric, "name": f"{split} {name}", "value": round(contract.metrics[split][metric], 4)}
         for split in ("val", "test")
-        if split in contract.metrics and enough(contract.data, split)
+        if split in contract.metrics and has_enough_clips(contract.data, split)
         for metric, name in metrics.items()
     ]
     head: dict[str, Any] = {

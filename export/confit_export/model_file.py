@@ -17,7 +17,7 @@ from confit_edge.runs import Run, weights_sha256
 from confit_export import thresholds
 from confit_export.graph import StreamingModel, WindowedModel, ancestors, state_shapes
 from confit_runtime.contract import SCHEMA, Contract, seal
-from confit_runtime.files import naming, partial_folder
+from confit_runtime.files import name_file_in_errors, partial_folder
 from confit_runtime.model import Model, load
 
 # the keys of a run's data that go into the contract
@@ -106,7 +106,7 @@ def sealed(graph: onnx.ModelProto, contract: Contract) -> bytes:
 def provisional(out: Path, graph: onnx.ModelProto, contract: Contract) -> Model:
     """Load the model as the runtime would, from a temporary file next to `out` that is removed again before returning."""
     with partial_folder(out) as folder:
-        with naming(out):
+        with name_file_in_errors(out):
             (folder / out.name).write_bytes(sealed(graph, contract))
         return load(folder / out.name)
 

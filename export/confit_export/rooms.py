@@ -9,7 +9,7 @@ import numpy as np
 from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm
 from confit_runtime.model import Model
-from confit_runtime.synthetic import white
+from confit_runtime.synthetic import white_noise
 
 QUIET_DB = (-80.0, -65.0, -50.0, -40.0)  # RMS, of full scale
 ROOMS = 2 * len(QUIET_DB)
@@ -17,7 +17,7 @@ ROOMS = 2 * len(QUIET_DB)
 
 def quiet_rooms(samples: int) -> Iterator[Pcm]:
     """Yield soft noise `[samples]`, white and rumbling, at several levels."""
-    hiss = white(samples)
+    hiss = white_noise(samples)
     rumble = np.cumsum(hiss - hiss.mean())
     for level in QUIET_DB:
         for noise in (hiss, rumble):

@@ -16,7 +16,7 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
 from confit_export.quantize import Quantizer
 from confit_runtime.arrays import Floats
-from confit_runtime.files import write_whole
+from confit_runtime.files import write_atomic
 from confit_runtime.session import open_session
 
 WINDOWS = 48
@@ -82,7 +82,7 @@ def _errors_in(journal: Path) -> dict[str, float]:
 def _keep(journal: Path, errors: dict[str, float]) -> bool:
     try:
         journal.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(journal, (json.dumps(errors, indent=1) + "\n").encode())
+        write_atomic(journal, (json.dumps(errors, indent=1) + "\n").encode())
     except OSError as error:
         log.warning("%s: measurements cannot be kept (%s); set CONFIT_EDGE_CACHE", journal.parent, error.strerror)
         return False

@@ -17,9 +17,9 @@ from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm
 from confit_runtime.calibration import RELEASE
 from confit_runtime.contract import Contract
-from confit_runtime.detect import Detector, Hit, in_hops
+from confit_runtime.detect import Detector, Hit, seconds_to_hops
 from confit_runtime.model import Model
-from confit_runtime.scoring import Heard, Score, score_detections
+from confit_runtime.scoring import Score, SoundEvent, score_detections
 
 SNR_DB = 10.0
 LOWEST = 0.2
@@ -120,7 +120,7 @@ def strictest(tried: list[Tried], sounds: int) -> tuple[npt.NDArray[np.float32],
     return on, min_hops
 
 
-def validation_stream(model: Model, corpus: Corpus, *, seed: int, repeats: int) -> tuple[np.ndarray, list[Heard]]:
+def validation_stream(model: Model, corpus: Corpus, *, seed: int, repeats: int) -> tuple[np.ndarray, list[SoundEvent]]:
     """Compose each validation clip `repeats` times, at random places over background; also return the labels to be heard.
 
     After the clips comes the background by itself, from end to end, where everything that fires is false. Of more than
@@ -138,7 +138,7 @@ def validation_stream(model: Model, corpus: Corpus, *, seed: int, repeats: int) 
     if corpus.background_val:
         stream = np.concatenate([stream, *_beginning(corpus.background_val, ALONE_S * rate)])
     truth = [
-        Heard(corpus.classes[column], word.start / rate, word.end / rate)
+        SoundEvent(corpus.classes[column], word.start / rate, word.end / rate)
         for word in spoken
         for column in np.flatnonzero(corpus.val.targets[int(word.label)])
         if corpus.classes[column] != corpus.unknown
@@ -169,7 +169,7 @@ def _run(
     min_hops: int,
     never: list[int],
     contract: Contract,
-    truth: list[Heard],
+    truth: list[SoundEvent],
     on: npt.NDArray[np.float32],
 ) -> tuple[Score, list[Hit]]:
     """Return the hits of `rows` at thresholds `on [classes]`, and their score against the truth."""
@@ -178,12 +178,12 @@ def _run(
         on * RELEASE,
         smoothing_hops=SMOOTHING,
         min_hops=min_hops,
-        refractory_hops=in_hops(contract, contract.refractory_s),
+        refractory_hops=seconds_to_hops(contract, contract.refractory_s),
         never=never,
         exclusive=not contract.multi_label,
     )
     hits = detector.push(rows)
-    heard = [Heard(contract.labels[hit.label], end, end) for hit in hits for end in [_end_s(hit, contract)]]
+    heard = [SoundEvent(contract.labels[hit.label], end, end) for hit in hits for end in [_end_s(hit, contract)]]
     return score_detections(truth, heard), hits
 
 

@@ -37,8 +37,8 @@ from confit_runtime.audio import load_clip
 from confit_runtime.contract import SCHEMA, Contract
 from confit_runtime.enrollment import embed_query
 from confit_runtime.errors import ConfitError
-from confit_runtime.files import write_whole
-from confit_runtime.wording import percent
+from confit_runtime.files import write_atomic
+from confit_runtime.formatting import format_percent
 
 UTTERANCE_S, UTTERANCES, IN_COHORT = 3.0, 6, 3  # of each voice
 OUT = Path(__file__).parents[1] / "speakers.onnx"
@@ -122,7 +122,7 @@ def main(precision: str) -> None:
         },
     )
     data = sealed(graph, contract)
-    write_whole(OUT, data)
+    write_atomic(OUT, data)
     print(f"wrote {OUT}: {len(data) / 1e6:.2f} MB, least cosine to torch {cosines.min():.5f}, {levels}")
     print("next: python -m benchmarks.speakers, then this script with --card")
 
@@ -197,7 +197,7 @@ def measures(found: dict[str, Any]) -> list[tuple[str, str]]:
         "open_missed": "half of the voices enrolled: utterances of these voices not given the right name",
         "open_taken": "half of the voices enrolled: utterances of the other voices given a name",
     }
-    return [(name, percent(found[key], *found["intervals"][key])) for key, name in names.items()]
+    return [(name, format_percent(found[key], *found["intervals"][key])) for key, name in names.items()]
 
 
 if __name__ == "__main__":

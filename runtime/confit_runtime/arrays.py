@@ -14,13 +14,13 @@ from confit_runtime.errors import UsageError
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-Places = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 Targets = npt.NDArray[np.int8]  # 0/1 `[clips, classes]`
 
-LARGEST_TABLE = 4_000_000  # numbers computed at once, where a table can be computed in parts
+MAX_TABLE_SIZE = 4_000_000  # numbers computed at once, where a table can be computed in parts
 
 
-def floats(values: npt.ArrayLike, what: str) -> Floats:
+def as_floats(values: npt.ArrayLike, what: str) -> Floats:
     """`values` as float32. Raises UsageError, saying that `what` was expected, if they are not numbers."""
     try:
         return np.asarray(values, np.float32)
@@ -33,14 +33,14 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def whole(count: float, what: str, least: int) -> int:
+def check_count(count: float, what: str, least: int) -> int:
     """`count` as an int. Raises UsageError, naming `what` it is, unless it is a whole number of at least `least`."""
     if not isinstance(count, Real) or not least <= count < math.inf or int(count) != count:
         raise UsageError(f"{what}: must be a whole number, {least} or more; it is {count!r}")
     return int(count)
 
 
-def duration(seconds: float, what: str, least_s: float = 0.0) -> float:
+def check_duration(seconds: float, what: str, least_s: float = 0.0) -> float:
     """`seconds` as a float.
 
     Raises UsageError, naming `what` they are, unless they are a number of at least `least_s`.

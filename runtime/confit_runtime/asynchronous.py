@@ -13,10 +13,10 @@ from contextlib import AsyncExitStack, aclosing, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from confit_runtime.given import check_source, chunk_of, source_of, streams_of
-from confit_runtime.listener import Listener, Tap, listened, logged
-from confit_runtime.sources import Gap, Given, GivenSource, Item, Notice, Pause
-from confit_runtime.sources.base import PAUSE_S, Lasting, mixed
+from confit_runtime.listen_arguments import check_chunk, check_source, make_streams, resolve_source
+from confit_runtime.listener import Listener, Tap, detection_or_log, listen_to_source
+from confit_runtime.sources import Gap, InputChunk, InputSource, Item, Notice, Pause
+from confit_runtime.sources.base import PAUSE_S, PlaybackClock, downmix
 
 if TYPE_CHECKING:
     from confit_runtime.events import Detection, Ended
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 Event = TypeVar("Event")
 
-_AHEAD = 64  # events that may wait for a slow reader; then the source waits too, and reports what it lost by that
-_FREED_S = 1.0  # how long to wait for a stream whose loop was just left
+_MAX_PENDING_EVENTS = (
+    64  # events that may wait for a slow reader; then the source waits too, and reports what it lost by that
+)
+_RELEASE_TIMEOUT_S = 1.0  # how long to wait for a stream whose loop was just left
 _POLL_S = 0.1  # how often a waiting source checks whether anybody still listens
 
 log = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ log = logging.getLogger(__name__)
 
 async def listen_async(
     models: Model | Stream | Iterable[Model | Stream],
-    source: str | Path | GivenSource | AsyncIterable[Item] = "mic",
+    source: str | Path | InputSource | AsyncIterable[Item] = "mic",
     *,
     taps: Sequence[Tap] = (),
     seconds: float | None = None,
@@ -57,19 +59,19 @@ async def listen_async(
     Raises what `listen` does; an error of a source that was already left is logged. Gaps and notices are logged too:
     use `Listener.follow_async` to receive them, or to learn when sounds are over.
     """
-    streams = streams_of(models)
+    streams = make_streams(models)
     if isinstance(source, AsyncIterable):
-        heard = _of_client(streams, source, taps, seconds)
+        heard = _listen_to_client(streams, source, taps, seconds)
     else:
-        opened = await asyncio.to_thread(source_of, source, stopped=True)
-        heard = _from_thread(opened, lambda: _listened(streams, opened, taps, seconds))
+        opened = await asyncio.to_thread(resolve_source, source, stopped=True)
+        heard = _from_thread(opened, lambda: _listen_opened(streams, opened, taps, seconds))
     async with aclosing(heard):
         async for detection in heard:
             yield detection
 
 
-async def followed(
-    listener: Listener, source: GivenSource | AsyncIterable[Item]
+async def follow_events(
+    listener: Listener, source: InputSource | AsyncIterable[Item]
 ) -> AsyncGenerator[Detection | Ended | Gap | Notice, None]:
     """Implements `Listener.follow_async`. Raises UsageError if `source` is not a source."""
     async with AsyncExitStack() as left:
@@ -78,25 +80,27 @@ async def followed(
             events = await left.enter_async_context(aclosing(_from_items(listener, items, Pause())))
         else:
             check_source(source, stopped=True)
-            events = await left.enter_async_context(aclosing(_from_thread(source, lambda: _opened(listener, source))))
+            events = await left.enter_async_context(
+                aclosing(_from_thread(source, lambda: _follow_opened(listener, source)))
+            )
         async for event in events:
             yield event
 
 
-async def _of_client(
+async def _listen_to_client(
     streams: list[Stream], source: AsyncIterable[Item], taps: Sequence[Tap], seconds: float | None
 ) -> AsyncGenerator[Detection, None]:
     async with aclosing(_with_pauses(source)) as items:
         if (first := await _first_chunk(items)) is None:
             return
-        listener = Listener(streams, "the client", chunk_of(first)[1], taps=taps, seconds=seconds)
+        listener = Listener(streams, "the client", check_chunk(first)[1], taps=taps, seconds=seconds)
         async with aclosing(_from_items(listener, items, Pause(), first)) as events:
             async for event in events:
-                if (detection := logged(event, listener)) is not None:
+                if (detection := detection_or_log(event, listener)) is not None:
                     yield detection
 
 
-async def _first_chunk(items: AsyncGenerator[Item, None]) -> Given | None:
+async def _first_chunk(items: AsyncGenerator[Item, None]) -> InputChunk | None:
     """Return the first chunk, if any. Gaps before it are skipped: nothing was heard yet, so nothing was lost."""
     async for item in items:
         if not isinstance(item, Gap | Notice | Pause):
@@ -121,9 +125,9 @@ async def _from_items(
             except Exception as error:  # noqa: BLE001 - the client's error, raised after the pending events
                 failed = error
             else:
-                for event in await _whole(listener.take(item)):
+                for event in await _collect_in_thread(listener.take(item)):
                     yield event
-        for event in await _whole(listener.finish()):
+        for event in await _collect_in_thread(listener.finish()):
             yield event
     if failed is not None:
         raise failed
@@ -146,7 +150,7 @@ async def _with_pauses(source: AsyncIterable[Item]) -> AsyncGenerator[Item, None
                 await chunks.aclose()
 
     # one task runs all the client's code: an `asyncio.timeout` in it must not move to another task
-    reader, lasting, clock = asyncio.create_task(read()), Lasting(), asyncio.get_running_loop().time
+    reader, lasting, clock = asyncio.create_task(read()), PlaybackClock(), asyncio.get_running_loop().time
     reader.add_done_callback(lambda _: sent.put_nowait(()))
     try:
         while True:
@@ -163,7 +167,7 @@ async def _with_pauses(source: AsyncIterable[Item]) -> AsyncGenerator[Item, None
                 break
             (piece,) = item
             if not isinstance(piece, Gap | Notice | Pause):
-                piece = mixed(chunk_of(piece))
+                piece = downmix(check_chunk(piece))
                 lasting.came(len(piece[0]) / piece[1], clock())
             yield piece
     finally:
@@ -174,7 +178,7 @@ async def _with_pauses(source: AsyncIterable[Item]) -> AsyncGenerator[Item, None
             reader.result()  # raises the client's error
 
 
-async def _whole(events: Iterator[Event]) -> list[Event]:
+async def _collect_in_thread(events: Iterator[Event]) -> list[Event]:
     """All of `events`, computed in a thread of the loop's pool; on cancellation, waits until the thread is done.
 
     Otherwise the thread would keep using a stream that its owner believes to be free.
@@ -187,33 +191,33 @@ async def _whole(events: Iterator[Event]) -> list[Event]:
         raise
 
 
-def _wait_for(streams: list[Stream]) -> None:
+def _wait_until_free(streams: list[Stream]) -> None:
     """Wait a moment for streams whose loop was just left: its thread finishes a chunk before they are free."""
-    until = time.monotonic() + _FREED_S
+    until = time.monotonic() + _RELEASE_TIMEOUT_S
     while any(stream.listener and stream.listener() for stream in streams) and time.monotonic() < until:
         time.sleep(0.01)
 
 
-def _listened(
-    streams: list[Stream], source: GivenSource, taps: Sequence[Tap], seconds: float | None
+def _listen_opened(
+    streams: list[Stream], source: InputSource, taps: Sequence[Tap], seconds: float | None
 ) -> Generator[Detection, None, None]:
     with source:
-        _wait_for(streams)
-        yield from listened(streams, source, taps, seconds)
+        _wait_until_free(streams)
+        yield from listen_to_source(streams, source, taps, seconds)
 
 
-def _opened(listener: Listener, source: GivenSource) -> Generator[Detection | Ended | Gap | Notice, None, None]:
+def _follow_opened(listener: Listener, source: InputSource) -> Generator[Detection | Ended | Gap | Notice, None, None]:
     with closing(listener), source:
         yield from listener.follow(source)
 
 
 async def _from_thread(
-    source: GivenSource, hear: Callable[[], Generator[Event, None, None]]
+    source: InputSource, hear: Callable[[], Generator[Event, None, None]]
 ) -> AsyncGenerator[Event, None]:
     """Yield what `hear` yields in a thread of its own, which opens and closes the `source`."""
     loop = asyncio.get_running_loop()
     found: asyncio.Queue[tuple[Event] | BaseException | None] = asyncio.Queue()  # None marks the end
-    room, left = threading.Semaphore(_AHEAD), threading.Event()
+    room, left = threading.Semaphore(_MAX_PENDING_EVENTS), threading.Event()
 
     def tell(what: tuple[Event] | BaseException | None) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody listens any more

@@ -15,34 +15,36 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.errors import AudioError, TooLongError, UsageError, of_clip
+from confit_runtime.errors import AudioError, TooLongError, UsageError, clip_errors
 from confit_runtime.lengths import is_joined, mp3_seconds
 
 Pcm = npt.NDArray[np.float32]
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 MAX_CHANNELS = 64
-LONGEST_CLIP_S = 3600  # of a file that is read as a whole: several times its samples are held in memory
+MAX_CLIP_S = 3600  # of a file that is read as a whole: several times its samples are held in memory
 _STUDIO_RATE = 48_000  # at higher rates, no more samples than this are read as a whole
-LOUDEST = 100.0  # where 1 is full scale: audio editors' files peak below 10, floats made from integers far above
+MAX_AMPLITUDE = 100.0  # where 1 is full scale: audio editors' files peak below 10, floats made from integers far above
 # from phones and browsers; libsndfile has no decoder for them
-NOT_READ = (".m4a", ".aac", ".mp4", ".wma", ".amr", ".3gp", ".webm")
+UNSUPPORTED_SUFFIXES = (".m4a", ".aac", ".mp4", ".wma", ".amr", ".3gp", ".webm")
 SOUND_SUFFIXES = (
     *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf"),
     *(".w64", ".rf64", ".voc", ".sph", ".nist"),
-    *NOT_READ,  # so that they are reported instead of overlooked
+    *UNSUPPORTED_SUFFIXES,  # so that they are reported instead of overlooked
 )
 
-_UNKNOWN_LENGTH = 0x7F000000  # a program that writes to a pipe does not know the length, and promises this or more
-_PADDED = 10_000  # samples that an MP3 encoder may add at both ends (12 bits each), plus the frame that states them
-_GUESSED = 0.01  # relative error of a length guessed from the first frame of an MP3
+_WAV_UNKNOWN_LENGTH = 0x7F000000  # a program that writes to a pipe does not know the length, and promises this or more
+_MP3_PADDING = (
+    10_000  # samples that an MP3 encoder may add at both ends (12 bits each), plus the frame that states them
+)
+_MP3_LENGTH_ERROR = 0.01  # relative error of a length guessed from the first frame of an MP3
 
-_NOT_PROMISED = 1 << 62  # sample count in a FLAC that was written to a pipe
+_FLAC_UNKNOWN_LENGTH = 1 << 62  # sample count in a FLAC that was written to a pipe
 
 log = logging.getLogger(__name__)
 
 
-def read_audio(path: str | Path, longest_s: float | None = LONGEST_CLIP_S) -> tuple[Pcm, int]:
+def read_audio(path: str | Path, longest_s: float | None = MAX_CLIP_S) -> tuple[Pcm, int]:
     """Read a sound file of any libsndfile format, rate and channel count; `longest_s=None` reads it however long it is.
 
     Returns `(pcm [samples] float32 mono, sample_rate in Hz)`. Raises UsageError if the file does not exist. Raises
@@ -52,10 +54,10 @@ def read_audio(path: str | Path, longest_s: float | None = LONGEST_CLIP_S) -> tu
     with open_sound(path) as sound:
         rate = int(sound.samplerate)
         most = math.inf if longest_s is None else longest_s * min(rate, _STUDIO_RATE)
-        return np.concatenate([np.zeros(0, np.float32), *_within(most, sound)]), rate
+        return np.concatenate([np.zeros(0, np.float32), *_decode_limited(most, sound)]), rate
 
 
-def _within(most: float, sound: Any) -> Iterator[Pcm]:
+def _decode_limited(most: float, sound: Any) -> Iterator[Pcm]:
     """`decode` for a file of at most `most` samples. Raises AudioError as soon as the file proves to be longer."""
     _check_length(sound, sound.expected or 0, most)
     samples = 0
@@ -84,44 +86,44 @@ def open_sound(path: str | Path) -> Any:
             if not file.read(1):
                 raise AudioError(f"{path}: is an empty file (0 bytes)")
         # the name need not be UTF-8, and as bytes it need not be text either
-        sound = _forward()(str(path) if os.name == "nt" else os.fsencode(path))
+        sound = _forward_only_class()(str(path) if os.name == "nt" else os.fsencode(path))
     except OSError as error:
         raise AudioError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     except (RuntimeError, ValueError, TypeError) as error:  # TypeError: headerless PCM, recognised by its suffix .raw
-        raise unreadable(path, error) from error
+        raise unreadable_error(path, error) from error
     if sound.channels > MAX_CHANNELS:
         raise AudioError(f"{path}: has {sound.channels} channels; at most {MAX_CHANNELS} are supported")
     if not MIN_RATE <= sound.samplerate <= MAX_RATE:
         raise AudioError(f"{path}: its sample rate of {sound.samplerate} Hz is outside {MIN_RATE}..{MAX_RATE} Hz")
-    sound.expected = _expected(path, sound)
+    sound.expected = _expected_samples(path, sound)
     return sound
 
 
-def _expected(path: Path, sound: Any) -> int | None:
+def _expected_samples(path: Path, sound: Any) -> int | None:
     """How many samples a file must yield, or None if it does not say.
 
     Raises AudioError if it contains more than libsndfile would read.
     """
     if sound.format == "OGG" and is_joined(path):
         raise AudioError(
-            f"{path}: contains several joined streams, of which only the first can be read; {_convert(path)}"
+            f"{path}: contains several joined streams, of which only the first can be read; {_conversion_hint(path)}"
         )
     if sound.subtype != "MPEG_LAYER_III":
-        return int(sound.frames) if sound.frames < _NOT_PROMISED else None
+        return int(sound.frames) if sound.frames < _FLAC_UNKNOWN_LENGTH else None
     there, stated = mp3_seconds(path)
     read = sound.frames / sound.samplerate
-    if there - read > max(_PADDED / sound.samplerate, _GUESSED * there):
+    if there - read > max(_MP3_PADDING / sound.samplerate, _MP3_LENGTH_ERROR * there):
         raise AudioError(
             f"{path}: contains about {there:.1f} s of sound, of which only {read:.1f} s can be read, because it is"
             " joined from several files or has a variable bit rate without a header that states its length;"
-            f" {_convert(path)}"
+            f" {_conversion_hint(path)}"
         )
     # a guessed length also counts tags and pictures
     return int(sound.frames) if stated or not there else min(sound.frames, round(there * sound.samplerate))
 
 
 @cache
-def _forward() -> type[Any]:
+def _forward_only_class() -> type[Any]:
     """The class of a `soundfile.SoundFile` that never seeks.
 
     After each read of a seekable file, soundfile seeks to where it already is. In an MP3, a frame may depend on the
@@ -143,7 +145,7 @@ def sound_seconds(path: str | Path) -> float:
 
     Raises UsageError, and AudioError also if it contains no samples, with the file as their `clip`.
     """
-    with of_clip(path), open_sound(path) as sound:
+    with clip_errors(path), open_sound(path) as sound:
         samples = sum(map(len, decode(sound))) if sound.expected is None else sound.expected
         if not samples:
             raise AudioError(f"{path}: holds no samples")
@@ -164,14 +166,14 @@ def decode_channels(sound: Any, block: int = 65_536) -> Iterator[Pcm]:
     """
     missing = sound.expected
     try:
-        while len(frames := sound.read(_least(block, missing), dtype="float32", always_2d=True)):
+        while len(frames := sound.read(_read_size(block, missing), dtype="float32", always_2d=True)):
             missing = None if missing is None else missing - len(frames)
             yield frames
     except (RuntimeError, ValueError) as error:
-        raise unreadable(os.fsdecode(sound.name), error) from error
+        raise unreadable_error(os.fsdecode(sound.name), error) from error
     if missing is not None and missing > sound.samplerate // 10:
-        raise unreadable(os.fsdecode(sound.name), f"{missing / sound.samplerate:.1f} s are missing")
-    if cut := _cut_off(sound):
+        raise unreadable_error(os.fsdecode(sound.name), f"{missing / sound.samplerate:.1f} s are missing")
+    if cut := _truncation_ratio(sound):
         log.warning(
             "%s: was cut short: its header promises %.1f times as much; reading as far as it goes",
             os.fsdecode(sound.name),
@@ -179,15 +181,15 @@ def decode_channels(sound: Any, block: int = 65_536) -> Iterator[Pcm]:
         )
 
 
-def _least(block: int, missing: int | None) -> int:
+def _read_size(block: int, missing: int | None) -> int:
     return block if missing is None else min(block, missing)
 
 
-def _cut_off(sound: Any) -> float | None:
+def _truncation_ratio(sound: Any) -> float | None:
     """How many times more data a WAV header promises than the file has, if it does. libsndfile corrects the header."""
     told = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
     promised, there = map(int, told.groups()) if told else (0, 0)
-    return promised / there if there < promised < _UNKNOWN_LENGTH and there else None
+    return promised / there if there < promised < _WAV_UNKNOWN_LENGTH and there else None
 
 
 def flac_rate(rate: int) -> int:
@@ -195,17 +197,17 @@ def flac_rate(rate: int) -> int:
     return rate if rate <= 65_535 else min(rate // 10 * 10, 655_350)
 
 
-def unreadable(path: str | Path, why: object) -> AudioError:
+def unreadable_error(path: str | Path, why: object) -> AudioError:
     """The error for a sound file that cannot be decoded: the reason, and what to do."""
     reason = str(why).rsplit(": ", 1)[-1].strip().rstrip(".")
-    if (suffix := Path(path).suffix.lower()) in NOT_READ:
-        advice = f"{suffix} is not supported: {_convert(path)}"
+    if (suffix := Path(path).suffix.lower()) in UNSUPPORTED_SUFFIXES:
+        advice = f"{suffix} is not supported: {_conversion_hint(path)}"
     else:
         advice = "is it a complete audio file?"
     return AudioError(f"{path}: cannot be read as sound ({reason}); {advice}")
 
 
-def _convert(path: str | Path) -> str:
+def _conversion_hint(path: str | Path) -> str:
     return f"convert it, for example with `ffmpeg -i {Path(path).name} {Path(path).stem}.flac`"
 
 
@@ -220,7 +222,7 @@ def to_mono(pcm: npt.ArrayLike) -> Pcm:
 def as_channels(pcm: npt.ArrayLike) -> Pcm:
     """float32 in -1..1 of the shape that was given, `[samples]` or `[samples, channels]`.
 
-    Samples are what `in_full_scale` takes. Raises AudioError for what it refuses, for another shape, and for no
+    Samples are what `to_float` takes. Raises AudioError for what it refuses, for another shape, and for no
     channels or more than 64.
     """
     array = as_array(pcm, "[samples] or [samples, channels]")
@@ -233,7 +235,7 @@ def as_channels(pcm: npt.ArrayLike) -> Pcm:
         )
     if array.ndim == 2 and array.shape[1] == 0:
         raise AudioError(f"audio of shape {array.shape} has no channels: at least one is needed, [samples, channels]")
-    return in_full_scale(array)
+    return to_float(array)
 
 
 def mean_of_channels(channels: Pcm) -> Pcm:
@@ -262,7 +264,7 @@ def as_array(pcm: npt.ArrayLike, shape: str) -> npt.NDArray[Any]:
     return array
 
 
-def in_full_scale(array: npt.NDArray[Any]) -> Pcm:
+def to_float(array: npt.NDArray[Any]) -> Pcm:
     """Samples of any shape as float32 in -1..1.
 
     Floats are taken to be in -1..1. int8, int16 and int32 have the full scale of their type; uint8 has its silence at
@@ -282,14 +284,14 @@ def in_full_scale(array: npt.NDArray[Any]) -> Pcm:
         return array.astype(np.float32, copy=False)
 
 
-def is_sound(pcm: Pcm) -> bool:
+def is_valid_audio(pcm: Pcm) -> bool:
     """Whether all samples are numbers and none is absurdly large. Does not copy the array, which may hold hours of sound."""
-    return not pcm.size or bool(pcm.min() >= -LOUDEST and pcm.max() <= LOUDEST)
+    return not pcm.size or bool(pcm.min() >= -MAX_AMPLITUDE and pcm.max() <= MAX_AMPLITUDE)
 
 
 def check_samples(pcm: Pcm, source: str | Path) -> None:
     """Raise AudioError, naming the `source`, for NaN, infinite or absurdly large samples."""
-    if is_sound(pcm):
+    if is_valid_audio(pcm):
         return
     if not np.isfinite(pcm).all():
         raise AudioError(f"{source}: holds NaN or infinite samples")
@@ -329,7 +331,7 @@ def _soxr(rate: int, to: int) -> Any:
     return soxr
 
 
-def narrow(source: str, rate: int, models: str, highest_hz: float) -> str | None:
+def bandwidth_warning(source: str, rate: int, models: str, highest_hz: float) -> str | None:
     """A warning if a source at `rate` Hz lacks frequencies that models hear (up to `highest_hz`), and what to do; else None."""
     if rate >= 2 * highest_hz:
         return None
@@ -340,19 +342,19 @@ def narrow(source: str, rate: int, models: str, highest_hz: float) -> str | None
     )
 
 
-def load_clip(path: str | Path, rate: int, longest_s: float | None = LONGEST_CLIP_S) -> Pcm:
+def load_clip(path: str | Path, rate: int, longest_s: float | None = MAX_CLIP_S) -> Pcm:
     """Read a clip as mono float32 at `rate` Hz. It is resampled while it is read, so a higher rate takes no more memory.
 
     Raises what `read_audio` and `check_samples` raise, and AudioError for a clip with no samples.
     """
     with open_sound(path) as sound:
         most = math.inf if longest_s is None else longest_s * sound.samplerate
-        blocks = _resampled(_checked(_within(most, sound), path), sound.samplerate, check_rate(rate))
+        blocks = _resampled(_check_blocks(_decode_limited(most, sound), path), sound.samplerate, check_rate(rate))
         pcm: Pcm = np.concatenate(list(blocks))
     return pcm
 
 
-def _checked(blocks: Iterator[Pcm], source: str | Path) -> Iterator[Pcm]:
+def _check_blocks(blocks: Iterator[Pcm], source: str | Path) -> Iterator[Pcm]:
     """Yield the blocks of a file. Raises AudioError if it has no samples, and for what `check_samples` refuses."""
     block = None
     for block in blocks:

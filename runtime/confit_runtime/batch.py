@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.arrays import Floats, whole
-from confit_runtime.audio import as_array, check_samples, in_full_scale, is_sound
+from confit_runtime.arrays import Floats, check_count
+from confit_runtime.audio import as_array, check_samples, is_valid_audio, to_float
 from confit_runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Batch:
     """
 
     def __init__(self, model: Model, streams: int) -> None:
-        streams = whole(streams, "the number of streams in a batch", 1)
+        streams = check_count(streams, "the number of streams in a batch", 1)
         self.model, self.streams = model, streams
         contract = model.contract
         self._hops = np.zeros(streams, np.int64)  # since each stream began
@@ -47,7 +47,7 @@ class Batch:
 
         Raises UsageError if there is no such stream.
         """
-        if stream is not None and whole(stream, "the stream to reset", 0) >= self.streams:
+        if stream is not None and check_count(stream, "the stream to reset", 0) >= self.streams:
             raise UsageError(
                 f"there is no stream {stream} in a batch of {self.streams}: the last is {self.streams - 1}"
             )
@@ -68,8 +68,8 @@ class Batch:
         array = as_array(pcm, f"[{shape[0]}, {shape[1]}]")
         if array.shape != shape:
             raise UsageError(f"a batch of {self.streams} needs samples of shape {list(shape)}, got {list(array.shape)}")
-        hop = in_full_scale(array)
-        if not is_sound(hop):  # checks all streams at once
+        hop = to_float(array)
+        if not is_valid_audio(hop):  # checks all streams at once
             for at, samples in enumerate(hop):
                 check_samples(samples, f"stream {at} of the batch")
         return self.step(hop)

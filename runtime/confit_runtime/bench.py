@@ -23,9 +23,9 @@ from confit_runtime.sources.microphone import BLOCK_S
 
 MICROPHONE_RATE = 48_000
 MICROPHONE_BLOCK = round(BLOCK_S * MICROPHONE_RATE)  # samples per block, as `listen` requests them from a microphone
-MOST_STREAMS = 2_048  # where the search ends, so that measuring does not use up a device's memory
+MAX_STREAMS = 2_048  # where the search ends, so that measuring does not use up a device's memory
 _WARM_UP = 5
-_FEWEST = 20
+_MIN_CALLS = 20
 _LEVEL = np.float32(0.05)
 
 
@@ -44,7 +44,7 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class Fresh:
+class FreshProcess:
     """A new process that loads a model and listens: seconds until its first score, and its peak memory.
 
     All audio is available at once, so `first_score_s` is computing time without the wait for a window of sound.
@@ -67,7 +67,7 @@ def call_latency(model: Model, seconds: float = 2.0) -> Latency:
             wall.append(time.perf_counter() - start)
             cpu.append(time.thread_time() - busy)
             spent += cpu[-1]
-            if len(cpu) >= _FEWEST and spent >= seconds:
+            if len(cpu) >= _MIN_CALLS and spent >= seconds:
                 break
     p50, p99 = np.percentile(wall, [50, 99])
     cpu_s = median(cpu)
@@ -118,12 +118,12 @@ def live_rtf(model: Model, seconds: float = 8.0) -> float:
 def streams_per_core(model: Model, calls: int = 7) -> int:
     """How many streams `model.batch` runs in real time on one core: a call must take less processor time than a hop lasts.
 
-    0 if one stream is too much; at most `MOST_STREAMS`. Found to within 2 %, with each size measured as the median of
+    0 if one stream is too much; at most `MAX_STREAMS`. Found to within 2 %, with each size measured as the median of
     `calls`.
     """
     contract = model.contract
     hop_s = contract.hop / contract.sample_rate
-    low, high, guess = 0, MOST_STREAMS + 1, 1
+    low, high, guess = 0, MAX_STREAMS + 1, 1
     before = (0, 0.0)
     while high - low > max(1, low // 50):
         took = _call_s(model, guess, calls)
@@ -131,10 +131,10 @@ def streams_per_core(model: Model, calls: int = 7) -> int:
         # a call has a fixed cost and one per stream: look slightly beyond where they would fill the hop
         each, before = (took - before[1]) / (guess - before[0]), (guess, took)
         fit, in_proportion = guess + (hop_s - took) / max(each, 1e-12), guess * hop_s / took
-        guess = min(int(min(fit, 2 * in_proportion) * (1.01 if took < hop_s else 0.99)), MOST_STREAMS)
+        guess = min(int(min(fit, 2 * in_proportion) * (1.01 if took < hop_s else 0.99)), MAX_STREAMS)
         # after too many, go halfway back; otherwise double, because a much larger number might fill the memory
         if not low < guess < high:
-            guess = (low + high) // 2 if high <= MOST_STREAMS else min(2 * low, MOST_STREAMS)
+            guess = (low + high) // 2 if high <= MAX_STREAMS else min(2 * low, MAX_STREAMS)
     return low
 
 
@@ -150,7 +150,7 @@ def _call_s(model: Model, streams: int, calls: int) -> float:
     return median(spent)
 
 
-def fresh_process(path: Path, seconds: float = 10.0) -> Fresh:
+def fresh_process(path: Path, seconds: float = 10.0) -> FreshProcess:
     """What a new process needs to load the model at `path` and to hear `seconds` of audio at 48 kHz.
 
     Raises ConfitError with the process's message if it fails.
@@ -166,7 +166,7 @@ def fresh_process(path: Path, seconds: float = 10.0) -> Fresh:
         peak, said = child.stdout.read().strip(), child.stderr.read().strip()
     if child.returncode:
         raise ConfitError(f"{path}: a new process could not run it ({said.splitlines()[-1] if said else 'no message'})")
-    return Fresh(first_score_s, None if peak == "None" else float(peak))
+    return FreshProcess(first_score_s, None if peak == "None" else float(peak))
 
 
 _CHILD = """

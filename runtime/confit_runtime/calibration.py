@@ -21,24 +21,26 @@ import numpy.typing as npt
 
 from confit_runtime.arrays import Floats
 from confit_runtime.contract import Contract
-from confit_runtime.detect import Detector, in_hops
+from confit_runtime.detect import Detector, seconds_to_hops
 from confit_runtime.intervals import poisson_interval, poisson_upper, resampled_upper
 from confit_runtime.recordings import Recording
 
 Ints = npt.NDArray[np.int64]
 
-MOST_TOLD = 3  # of the false accepts that set the margin, how many are reported
+MAX_REPORTED = 3  # of the false accepts that set the margin, how many are reported
 NEVER = 1.01  # a level that no score reaches
 STEP = 0.05  # of levels, in log odds: scores crowd near 1
 # from 0.05: a score is a probability times the typicality of the sound, and a label must lead all others anyway
 LEVELS = np.append(1 / (1 + np.exp(-np.arange(-3.0, 13.8, STEP))), NEVER)
-HALF = round(3.0 / STEP)  # the index of 0.5
+HALF_INDEX = round(3.0 / STEP)  # the index of 0.5
 RELEASE = 0.6  # `off` as a share of `on`
-REACHED_BY = 4  # false accepts that may exceed a label's own level: the very highest says little about the others
+ALLOWED_FALSE_ACCEPTS = (
+    4  # false accepts that may exceed a label's own level: the very highest says little about the others
+)
 
 
 @dataclass(frozen=True)
-class Counts:
+class FalseAcceptCounts:
     """False accepts `[labels, recordings, levels]` of each label alone at each level, and `hours [recordings]`."""
 
     events: Ints
@@ -46,7 +48,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class OperatingPoint:
     """Chosen levels, as indices into `LEVELS`, and what is promised for them.
 
     `own [labels]` is each label's level, `margin` the steps by which all are raised, `bound` the upper bound of false
@@ -71,19 +73,19 @@ class Chosen:
 
     @property
     def thresholds(self) -> npt.NDArray[np.float64]:
-        on: npt.NDArray[np.float64] = LEVELS[_raised(self.own, self.margin)]
+        on: npt.NDArray[np.float64] = LEVELS[_shift_levels(self.own, self.margin)]
         return on if self.lowest is None else np.maximum(on, self.lowest)
 
 
 def count_false_accepts(
     contract: Contract, recordings: Sequence[Recording], tell: Callable[[float], None] = lambda seconds: None
-) -> Counts:
+) -> FalseAcceptCounts:
     """Count what every label would fire at every level, in recordings that contain none of them.
 
     `tell(seconds)` is called during the work with the seconds of recordings counted so far.
     """
     events = np.zeros((len(contract.labels), len(recordings), len(LEVELS)), np.int64)
-    labels, done = may_fire(contract), 0.0
+    labels, done = firing_label_indices(contract), 0.0
     for place, recording in enumerate(recordings):
         for rows in recording.pieces:
             firing, smooth = firing_levels(contract, rows)
@@ -93,20 +95,20 @@ def count_false_accepts(
         tell(done)
     # with hysteresis a lower level may fire less often (it is armed again later): use the more cautious count
     careful = np.maximum.accumulate(events[:, :, ::-1], axis=2)[:, :, ::-1]
-    return Counts(careful, np.array([recording.seconds / 3600 for recording in recordings]))
+    return FalseAcceptCounts(careful, np.array([recording.seconds / 3600 for recording in recordings]))
 
 
-def choose(counts: Counts, target: float, confidence: float = 0.95) -> Chosen:
+def choose_operating_point(counts: FalseAcceptCounts, target: float, confidence: float = 0.95) -> OperatingPoint:
     """The lowest levels whose bound meets `target` false accepts per hour with the given confidence.
 
     The bound is the larger of the exact one for independent events and the one that resamples recordings.
     """
     hours, whole = counts.hours, float(counts.hours.sum())
-    own = _own(counts.events.sum(axis=1))
-    others = _by_the_others(counts)
+    own = _levels_per_label(counts.events.sum(axis=1))
+    others = _leave_one_out_levels(counts)
 
     def held_out(margin: int) -> Ints:
-        levels = _raised(others, margin)
+        levels = _shift_levels(others, margin)
         found: Ints = np.take_along_axis(counts.events, levels.T[:, :, None], axis=2)[:, :, 0].sum(axis=0)
         return found
 
@@ -123,7 +125,7 @@ def choose(counts: Counts, target: float, confidence: float = 0.95) -> Chosen:
         middle = (low + high) // 2
         low, high = (low, middle) if bound(middle) <= limit else (middle, high)
     more = 0.0 if met else -math.log1p(-confidence) / target - whole
-    return Chosen(own, high, bound(high), held_out(high), met, more)
+    return OperatingPoint(own, high, bound(high), held_out(high), met, more)
 
 
 def firing_levels(contract: Contract, rows: Floats) -> tuple[Floats, Floats]:
@@ -144,7 +146,7 @@ def firing_levels(contract: Contract, rows: Floats) -> tuple[Floats, Floats]:
 def thresholds(contract: Contract, on: npt.NDArray[np.float64]) -> dict[str, dict[str, float]]:
     """Contract thresholds at levels `on [labels]`. A label keeps its refractory time; one that cannot fire stays unchanged."""
     levels = dict(contract.thresholds)
-    for place in may_fire(contract):
+    for place in firing_label_indices(contract):
         label, level = contract.labels[place], float(on[place])
         levels[label] = {**levels[label], "on": round(level, 7), "off": round(level * RELEASE, 7)}
     return levels
@@ -160,7 +162,7 @@ class Positive:
     others: tuple[str, ...]
 
 
-def hear_positive(contract: Contract, label: str, group: str, rows: Floats, own: Collection[str] = ()) -> Positive:
+def score_positive(contract: Contract, label: str, group: str, rows: Floats, own: Collection[str] = ()) -> Positive:
     """Evaluate a clip's `rows`, as `clip_rows` returns them, with the contract's own thresholds for what else fires.
 
     `own` lists all labels of a clip that contains several; none of them counts as a confusion.
@@ -174,7 +176,11 @@ def hear_positive(contract: Contract, label: str, group: str, rows: Floats, own:
 
 
 def det_curve(
-    counts: Counts, chosen: Chosen, contract: Contract, positives: Sequence[Positive], confidence: float = 0.95
+    counts: FalseAcceptCounts,
+    chosen: OperatingPoint,
+    contract: Contract,
+    positives: Sequence[Positive],
+    confidence: float = 0.95,
 ) -> list[dict[str, float]]:
     """False accepts per hour, with their interval, and false rejects 0..1, for each margin that makes a difference."""
     points: list[dict[str, float]] = []
@@ -183,7 +189,7 @@ def det_curve(
     reached = np.array([positive.level for positive in positives])
     events = counts.events.sum(axis=1)
     for margin in range(-len(LEVELS), len(LEVELS)):
-        levels = _raised(chosen.own, margin)
+        levels = _shift_levels(chosen.own, margin)
         seen = int(np.take_along_axis(events, levels[:, None], axis=1).sum())
         low, high = poisson_interval(seen, hours, confidence)
         point = {"margin": margin * STEP, "fa_per_hour": seen / hours, "fa_low": low, "fa_high": high}
@@ -195,7 +201,7 @@ def det_curve(
 
 
 @dataclass(frozen=True)
-class Highest:
+class LimitingFalseAccept:
     """The sound at which a label's score was highest: its file, and the second in it."""
 
     label: str
@@ -204,41 +210,43 @@ class Highest:
     at_s: float
 
 
-def decisive(counts: Counts, contract: Contract, recordings: Sequence[Recording]) -> list[Highest]:
+def limiting_false_accepts(
+    counts: FalseAcceptCounts, contract: Contract, recordings: Sequence[Recording]
+) -> list[LimitingFalseAccept]:
     """The false accepts furthest above their label's level from the other recordings: they set the margin.
 
     At most one per label and recording; empty if nothing reached its label's level.
     """
     found = []
-    for at, (recording, others) in enumerate(zip(recordings, _by_the_others(counts), strict=True)):
-        for place in may_fire(contract):
+    for at, (recording, others) in enumerate(zip(recordings, _leave_one_out_levels(counts), strict=True)):
+        for place in firing_label_indices(contract):
             reached = np.flatnonzero(counts.events[place, at])
             if len(reached) and reached[-1] >= others[place]:
                 found.append((int(reached[-1] - others[place]), place, recording))
     found.sort(key=lambda one: -one[0])
-    return [_highest(contract, place, recording) for _, place, recording in found[:MOST_TOLD]]
+    return [_peak_of(contract, place, recording) for _, place, recording in found[:MAX_REPORTED]]
 
 
-def _highest(contract: Contract, place: int, recording: Recording) -> Highest:
+def _peak_of(contract: Contract, place: int, recording: Recording) -> LimitingFalseAccept:
     tops = [firing_levels(contract, rows)[0][:, place] for rows in recording.pieces]
     piece = int(np.argmax([top.max(initial=-np.inf) for top in tops]))
     row = int(tops[piece].argmax())
     file, start_s = recording.places[piece]
     seconds = max(0.0, start_s + (row * contract.hop - contract.latency_samples) / contract.sample_rate)
-    return Highest(contract.labels[place], float(tops[piece][row]), file, seconds)
+    return LimitingFalseAccept(contract.labels[place], float(tops[piece][row]), file, seconds)
 
 
-def may_fire(contract: Contract) -> list[int]:
+def firing_label_indices(contract: Contract) -> list[int]:
     """The indices of the labels that can fire."""
     return [contract.labels.index(label) for label in contract.can_fire]
 
 
-def levels_of(contract: Contract) -> npt.NDArray[np.float64]:
+def on_thresholds(contract: Contract) -> npt.NDArray[np.float64]:
     """The thresholds `[labels]` of a contract."""
     return np.array([contract.thresholds[label]["on"] for label in contract.labels])
 
 
-def only(contract: Contract, labels: Collection[str]) -> Contract:
+def restrict_to_labels(contract: Contract, labels: Collection[str]) -> Contract:
     """`contract` with only these labels able to fire; the others still compete with them."""
     levels = {
         label: level if label in labels or label == contract.unknown_label else {**level, "on": NEVER, "off": RELEASE}
@@ -247,31 +255,31 @@ def only(contract: Contract, labels: Collection[str]) -> Contract:
     return dataclasses.replace(contract, thresholds=levels)
 
 
-def _own(events: Ints) -> Ints:
-    """The lowest level that no more than `REACHED_BY` events of each label reach, from `events [labels, levels]`.
+def _levels_per_label(events: Ints) -> Ints:
+    """The lowest level that no more than `ALLOWED_FALSE_ACCEPTS` events of each label reach, from `events [labels, levels]`.
 
     It is at least one half, although the margin may lower all levels further. A label that hardly fires has shown
     little: with a lower level, its first surprise would raise the common margin, and with it all other labels, by as
     much.
     """
-    own: Ints = np.maximum((events <= REACHED_BY).argmax(axis=1), HALF)
+    own: Ints = np.maximum((events <= ALLOWED_FALSE_ACCEPTS).argmax(axis=1), HALF_INDEX)
     return own
 
 
-def _by_the_others(counts: Counts) -> Ints:
+def _leave_one_out_levels(counts: FalseAcceptCounts) -> Ints:
     """Each label's own level without each recording, `[recordings, labels]`."""
     together = counts.events.sum(axis=1)
-    return np.stack([_own(together - counts.events[:, place]) for place in range(len(counts.hours))])
+    return np.stack([_levels_per_label(together - counts.events[:, place]) for place in range(len(counts.hours))])
 
 
-def _raised(levels: Ints, margin: int) -> Ints:
+def _shift_levels(levels: Ints, margin: int) -> Ints:
     return np.clip(levels + margin, 0, len(LEVELS) - 1)
 
 
 def _events_by_level(contract: Contract, label: int, firing: Floats, smooth: Floats) -> Ints:
     """How often one label fires at each of `LEVELS`: the detector's own rules, for all levels at once."""
     level = contract.thresholds[contract.labels[label]]
-    refractory = in_hops(contract, level.get("refractory_s", contract.refractory_s))
+    refractory = seconds_to_hops(contract, level.get("refractory_s", contract.refractory_s))
     count, armed = np.zeros(len(LEVELS), np.int64), np.ones(len(LEVELS), bool)
     silent_until = np.zeros(len(LEVELS), np.int64)
     places = np.flatnonzero(firing >= LEVELS[0])

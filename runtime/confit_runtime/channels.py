@@ -5,20 +5,20 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.arrays import Places
+from confit_runtime.arrays import Indices
 from confit_runtime.audio import Pcm
 from confit_runtime.frames import runs
-from confit_runtime.sources.base import Chunk, Mixed
+from confit_runtime.sources.base import Chunk, DownmixedChunk
 
-FULL = 0.99  # a sample at or above this counts as clipped if its neighbours are as loud
-SHORTEST_RUN = 3  # samples at full scale, or in a flat top
+FULL_SCALE = 0.99  # a sample at or above this counts as clipped if its neighbours are as loud
+MIN_RUN = 3  # samples at full scale, or in a flat top
 
 # flat tops below full scale: relative to the loudest sample
 _FLAT = 0.002  # within this, samples are equally loud
 _STEEP = 0.016  # how much softer the samples on both sides of a flat top are; a sine's are less than four times _FLAT
-_LEAST_PEAK = 0.05  # in softer sound, 16 bits are too coarse
-_FEWEST_TOPS = 5
-_FEWEST_ROUND = 0.25  # round peaks per flat top: a square wave, as in an alarm's beep, has none
+_MIN_PEAK = 0.05  # in softer sound, 16 bits are too coarse
+_MIN_TOPS = 5
+_MIN_ROUND_SHARE = 0.25  # round peaks per flat top: a square wave, as in an alarm's beep, has none
 
 ONE_CHANNEL = (
     "use one of them: #1 after a microphone's name (mic#1), or for a file or a pipe the first channel alone (`ffmpeg -i IN"
@@ -31,7 +31,7 @@ _LOUD_S = 0.2  # how much louder sound shows whether channels cancel
 
 def channels_of(chunk: Chunk) -> Pcm:
     """The channels `[samples, channels]` that a chunk was averaged from, or the one it has."""
-    return chunk.channels if isinstance(chunk, Mixed) else chunk[0][:, None]
+    return chunk.channels if isinstance(chunk, DownmixedChunk) else chunk[0][:, None]
 
 
 class ChannelCheck:
@@ -124,8 +124,8 @@ class _Channel:
 
     def hear(self, pcm: Pcm) -> None:
         high, low = float(pcm.max()), float(pcm.min())
-        if max(high, -low) >= FULL:
-            starts, ends = _runs(np.abs(pcm) >= FULL)
+        if max(high, -low) >= FULL_SCALE:
+            starts, ends = _runs(np.abs(pcm) >= FULL_SCALE)
             self._full += int((ends - starts).sum())
             self._full_spread += len(pcm) if len(starts) else 0
         positive, negative = self._sides
@@ -159,7 +159,7 @@ class _Side:
         if peak > (1 + _FLAT) * self._peak:
             self._peak = peak
             self._forget()  # what is below the loudest level was not cut off there
-        return self._peak >= _LEAST_PEAK and peak >= (1 - _FLAT) * self._peak
+        return self._peak >= _MIN_PEAK and peak >= (1 - _FLAT) * self._peak
 
     def hear(self, pcm: Pcm) -> None:
         starts, ends = _runs(pcm >= (1 - _FLAT) * self._peak)
@@ -176,11 +176,11 @@ class _Side:
 
     @property
     def clipped(self) -> bool:
-        return self._tops >= _FEWEST_TOPS and self._round >= _FEWEST_ROUND * self._tops
+        return self._tops >= _MIN_TOPS and self._round >= _MIN_ROUND_SHARE * self._tops
 
 
-def _runs(mask: npt.NDArray[np.bool_]) -> tuple[Places, Places]:
-    """The starts and ends of the runs of True that are at least `SHORTEST_RUN` long."""
+def _runs(mask: npt.NDArray[np.bool_]) -> tuple[Indices, Indices]:
+    """The starts and ends of the runs of True that are at least `MIN_RUN` long."""
     starts, ends = runs(mask).T
-    long = ends - starts >= SHORTEST_RUN
+    long = ends - starts >= MIN_RUN
     return starts[long], ends[long]

@@ -12,12 +12,12 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from confit_runtime.contract_checks import check_calibration, check_data
 from confit_runtime.digest import sha256
 from confit_runtime.errors import ModelError
-from confit_runtime.frozen import frozen
-from confit_runtime.names import shown
+from confit_runtime.frozen_dict import freeze
+from confit_runtime.names import escape_controls
 from confit_runtime.protobuf import bytes_field, fields, has_external_data, text_field
-from confit_runtime.reports import check_calibration, check_data
 
 SCHEMA = 2
 CONTRACT_KEY = "confit_edge"
@@ -72,8 +72,8 @@ class Contract:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             _check_type(field.name, str(field.type), value)
-            object.__setattr__(self, field.name, frozen(value))  # shared by all streams of a model
-        check_schema("contract schema", self.schema, SCHEMA, self.version, _anew(self.calibration))
+            object.__setattr__(self, field.name, freeze(value))  # shared by all streams of a model
+        check_schema("contract schema", self.schema, SCHEMA, self.version, _remake_hint(self.calibration))
         check_data(self.data)
         check_calibration(self.calibration)
         if not self.labels or len(set(self.labels)) != len(self.labels):
@@ -84,19 +84,19 @@ class Contract:
         for key in ("warmup_hops", "latency_samples", "refractory_s"):
             if getattr(self, key) < 0:
                 raise ModelError(f"contract key '{key}' must not be negative; it is {getattr(self, key)}")
-        for key, most in MOST.items():
+        for key, most in MAX_VALUES.items():
             if getattr(self, key) > most:
                 raise ModelError(f"contract key '{key}' must be at most {most}; it is {getattr(self, key)}")
         if not 0 < self.highest_hz <= self.sample_rate / 2:
             raise ModelError(
                 f"contract key 'highest_hz' must be above 0 and at most half the sample rate; it is {self.highest_hz}"
             )
-        if max(self.window, self.latency_samples) > LONGEST_S * self.sample_rate:
-            raise ModelError(f"contract keys 'window' and 'latency_samples' must be at most {LONGEST_S} s")
+        if max(self.window, self.latency_samples) > MAX_WINDOW_S * self.sample_rate:
+            raise ModelError(f"contract keys 'window' and 'latency_samples' must be at most {MAX_WINDOW_S} s")
         if self.unknown_label is not None and self.unknown_label not in self.labels:
             raise ModelError(f"contract key 'unknown_label' is {self.unknown_label!r}, which is not one of the labels")
         for label in self.labels:
-            if shown(label) != label:
+            if escape_controls(label) != label:
                 raise ModelError(
                     "contract key 'labels' contains control characters, line breaks or marks that change the text"
                     f" direction: {label[:60]!r}; export it again from a run whose labels have none"
@@ -104,13 +104,13 @@ class Contract:
             levels = self.thresholds.get(label, {})
             if not {"on", "off"} <= levels.keys() or levels["off"] > levels["on"]:
                 raise ModelError(f"contract key 'thresholds' needs on >= off for label {label!r}")
-            if max(levels["on"], -levels["off"]) > FARTHEST:
-                raise ModelError(f"contract key 'thresholds' has levels beyond {FARTHEST} for label {label!r}")
+            if max(levels["on"], -levels["off"]) > MAX_THRESHOLD:
+                raise ModelError(f"contract key 'thresholds' has levels beyond {MAX_THRESHOLD} for label {label!r}")
             if label != self.unknown_label and not levels["on"] > 0:
                 raise ModelError(
                     f"contract key 'thresholds' needs on > 0 for label {label!r}, which would otherwise fire only once"
                 )
-            if not 0 <= levels.get("refractory_s", 0.0) <= MOST["refractory_s"] or levels.keys() - {
+            if not 0 <= levels.get("refractory_s", 0.0) <= MAX_VALUES["refractory_s"] or levels.keys() - {
                 "on",
                 "off",
                 "refractory_s",
@@ -121,10 +121,10 @@ class Contract:
         if self.window % self.hop:
             raise ModelError(f"contract key 'window' ({self.window}) must be a whole number of hops ({self.hop})")
         for state, shape in self.state.items():
-            if not 1 <= len(shape) <= MOST_AXES or any(size < 1 for size in shape):
+            if not 1 <= len(shape) <= MAX_STATE_AXES or any(size < 1 for size in shape):
                 raise ModelError(f"contract key 'state' gives {state!r} the impossible shape {shape!s:.60}")
-        if sum(map(math.prod, self.state.values())) > LARGEST_STATE:
-            raise ModelError(f"contract key 'state' holds more than {LARGEST_STATE} numbers")
+        if sum(map(math.prod, self.state.values())) > MAX_STATE_SIZE:
+            raise ModelError(f"contract key 'state' holds more than {MAX_STATE_SIZE} numbers")
         if self.state and self.window != (self.warmup_hops + 1) * self.hop:
             raise ModelError("contract keys disagree: a streaming model's window must be (warmup_hops + 1) * hop")
 
@@ -165,20 +165,24 @@ class Contract:
         if not isinstance(raw, dict):
             raise ModelError("the contract is not a JSON object")
         if type(raw.get("schema")) is int:  # checked before the keys, which may differ by schema
-            check_schema("contract schema", raw["schema"], SCHEMA, raw.get("version"), _anew(raw.get("calibration")))
+            check_schema(
+                "contract schema", raw["schema"], SCHEMA, raw.get("version"), _remake_hint(raw.get("calibration"))
+            )
         known = {field.name for field in dataclasses.fields(cls)}
         if extra := sorted(raw.keys() - known):
-            raise ModelError(f"the contract has unknown keys ({', '.join(extra)}): {of_a_newer(raw.get('version'))}")
+            raise ModelError(
+                f"the contract has unknown keys ({', '.join(extra)}): {newer_version_hint(raw.get('version'))}"
+            )
         if missing := sorted(known - raw.keys()):
             raise ModelError(f"the contract lacks {', '.join(missing)}")
         return cls(**raw)
 
 
-LONGEST_S = 120  # longest window
-FARTHEST = 100  # furthest from 0 that a threshold may be; scores lie in 0..1
-MOST_AXES, LARGEST_STATE = 8, 10_000_000  # limits of the carried state: axes, and numbers in all of it
+MAX_WINDOW_S = 120  # longest window
+MAX_THRESHOLD = 100  # furthest from 0 that a threshold may be; scores lie in 0..1
+MAX_STATE_AXES, MAX_STATE_SIZE = 8, 10_000_000  # limits of the carried state: axes, and numbers in all of it
 # no model that listens exceeds these; larger values would fill the memory
-MOST = {
+MAX_VALUES = {
     "sample_rate": 384_000,
     "embedding_dim": 65_536,
     "smoothing_hops": 10_000,
@@ -202,10 +206,12 @@ def check_schema(what: str, schema: int, known: int, version: object, anew: str)
     if schema < known:
         raise ModelError(f"{what} {schema} is from an older confit-edge; this one reads {known}: {anew}")
     if schema > known:
-        raise ModelError(f"{what} {schema} is newer than {known}, the one this version reads: {of_a_newer(version)}")
+        raise ModelError(
+            f"{what} {schema} is newer than {known}, the one this version reads: {newer_version_hint(version)}"
+        )
 
 
-def _anew(calibration: object) -> str:
+def _remake_hint(calibration: object) -> str:
     """How to make a model of an older schema again. Whoever calibrated a copy of a shipped model has no run."""
     anew = "export it again from its run"
     if isinstance(calibration, dict) and "device" in calibration:
@@ -213,11 +219,11 @@ def _anew(calibration: object) -> str:
     return anew
 
 
-def of_a_newer(version: object) -> str:
+def newer_version_hint(version: object) -> str:
     """The hint for a file that a newer `version` wrote."""
     from confit_runtime import __version__
 
-    return f"written by confit-edge {shown(str(version))[:40]}; this is {__version__}: update confit-edge"
+    return f"written by confit-edge {escape_controls(str(version))[:40]}; this is {__version__}: update confit-edge"
 
 
 def _check_type(key: str, annotation: str, value: object) -> None:

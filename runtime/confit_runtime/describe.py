@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from confit_runtime.cautions import cautions
 from confit_runtime.contract import Contract
+from confit_runtime.data_warnings import data_warnings
 from confit_runtime.errors import ModelError
-from confit_runtime.wording import bounds, listed, percent
+from confit_runtime.formatting import format_interval, format_list, format_percent
 
 
 def facts(contract: Contract, size: int) -> list[tuple[str, str]]:
@@ -27,23 +27,23 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
     every = f"scores every {1e3 * contract.hop / rate:g} ms over a window of {contract.window / rate:g} s"
     rows = [
         ("kind", f"{'streaming' if contract.streaming else 'windowed'}: {every} at {rate} Hz"),
-        ("labels", f"{len(contract.labels)}: {listed(contract.labels)}"),
+        ("labels", f"{len(contract.labels)}: {format_list(contract.labels)}"),
         ("encoder", f"{contract.encoder.get('name', '')}, {contract.embedding_dim} dimensions"),
         ("size", f"{size / 1e6:.2f} MB"),
         ("precision", _precision(contract)),
     ]
     if contract.cost:
-        rows += _cost(contract.cost)
+        rows += _cost_rows(contract.cost)
     if fused := parity.get("fused_activations"):
         rows.append(("activations", f"replaced by fused ones; cosine {fused['cosine']:.4f} to the run's"))
     if "scheme" in parity:
-        rows += _quantised(parity)
-    rows += _measured(contract)
+        rows += _quantisation_rows(parity)
+    rows += _measurement_rows(contract)
     if "lost" in parity:
         low, high = (100 * parity["lost"][end] for end in ("low", "high"))
         points, clips = 100 * parity["lost"]["difference"], f"{parity['clips_lost']} of {parity['clips']} clips"
         # nothing was lost in any resample, so there is no interval
-        interval = f" {bounds(low, high, '+.2f')}" if low < high else ""
+        interval = f" {format_interval(low, high, '+.2f')}" if low < high else ""
         of_map = f"; mAP {100 * parity['map_lost']:+.2f} points" if "map_lost" in parity else ""
         rows.append(("lost on validation", f"{points:+.2f} points{interval}, paired; {clips}{of_map}"))
         rows.append(("cosine to fp32", f"{parity['cosine']:.4f} (mean over validation clips)"))
@@ -52,18 +52,18 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
     if "gate" in metrics:
         failed = "; ".join(metrics["gate"]["failures"])
         rows.append(("gate", "passed" if metrics["gate"]["passed"] else f"FAILED, written with --force: {failed}"))
-    rows += [("thresholds", _thresholds(contract)), ("thresholds from", _calibrated(contract))]
-    rows += [("warning", caution) for caution in cautions(contract.data)]
+    rows += [("thresholds", _thresholds(contract)), ("thresholds from", _threshold_source(contract))]
+    rows += [("warning", caution) for caution in data_warnings(contract.data)]
     rows.append(("licence", contract.license))
     rows.append(("embedding id", contract.embedding_id))
     return rows
 
 
-def _quantised(parity: dict[str, Any]) -> list[tuple[str, str]]:
+def _quantisation_rows(parity: dict[str, Any]) -> list[tuple[str, str]]:
     """How a model was quantised, and which layers that spared or would have hurt most."""
     calibration = f", ranges by {parity['calibration']}" if "calibration" in parity else ""
     epochs = f", {parity['qat_epochs']} quantisation-aware epochs" if parity.get("qat_epochs") else ""
-    kept = listed(parity["kept_fp32"]) or f"none of those that {parity['scheme']} can quantise"
+    kept = format_list(parity["kept_fp32"]) or f"none of those that {parity['scheme']} can quantise"
     rows = [
         ("quantised", f"{parity['scheme']} for {parity['target']}{calibration}{epochs}"),
         ("layers kept in fp32", kept),
@@ -76,7 +76,7 @@ def _quantised(parity: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _measured(contract: Contract) -> list[tuple[str, str]]:
+def _measurement_rows(contract: Contract) -> list[tuple[str, str]]:
     """Measured results: on clips by split, on clips heard alone, and at the calibrated thresholds."""
     parity, metrics = contract.parity, contract.metrics
     rows = []
@@ -86,22 +86,22 @@ def _measured(contract: Contract) -> list[tuple[str, str]]:
             continue
         beside = split in before and "scheme" in parity
         if contract.multi_label:
-            fp32 = f"; fp32 {ranked(before[split])}" if beside else ""
-            rows.append((f"mAP, {name}", ranked(metrics[split]) + fp32))
+            fp32 = f"; fp32 {format_map(before[split])}" if beside else ""
+            rows.append((f"mAP, {name}", format_map(metrics[split]) + fp32))
         what = "best label is right" if contract.multi_label else "accuracy"
-        fp32 = f"; fp32 {share(before[split])}" if beside else ""
-        rows.append((f"{what}, {name}", f"{share(metrics[split])} of {metrics[split]['n']} clips{fp32}"))
+        fp32 = f"; fp32 {format_accuracy(before[split])}" if beside else ""
+        rows.append((f"{what}, {name}", f"{format_accuracy(metrics[split])} of {metrics[split]['n']} clips{fp32}"))
     if fired := metrics.get("fired"):
-        told = f"{share(fired)} of {fired['n']} {heard_alone(contract)}, each played alone between silences"
+        told = f"{format_accuracy(fired)} of {fired['n']} {clip_noun(contract)}, each played alone between silences"
         rows.append((f"fires at the export's thresholds, {'test' if 'test' in metrics else 'validation'}", told))
     if softer := metrics.get("softer"):
         told = (
-            f"{softer['fired']} of {softer['n']} {heard_alone(contract)}; at the recorded level {softer['as_recorded']}"
+            f"{softer['fired']} of {softer['n']} {clip_noun(contract)}; at the recorded level {softer['as_recorded']}"
         )
         rows.append((f"fires {softer['db']:g} dB softer, validation", told))
     if "frr" in (device := contract.calibration.get("device", {})):
-        missed = percent(device["frr"], *device["frr_interval"])
-        rows.append(("missed at the calibrated thresholds", f"{missed} of {device['clips']} {heard_alone(contract)}"))
+        missed = format_percent(device["frr"], *device["frr_interval"])
+        rows.append(("missed at the calibrated thresholds", f"{missed} of {device['clips']} {clip_noun(contract)}"))
     return rows
 
 
@@ -120,17 +120,17 @@ def _precision(contract: Contract) -> str:
     return contract.precision + (f", but most multiply-adds are in fp32: export with {better}" if better else "")
 
 
-def share(measured: dict[str, Any]) -> str:
+def format_accuracy(measured: dict[str, Any]) -> str:
     """An accuracy with its interval, in per cent."""
-    return percent(measured["accuracy"], measured["low"], measured["high"])
+    return format_percent(measured["accuracy"], measured["low"], measured["high"])
 
 
-def ranked(measured: dict[str, Any]) -> str:
+def format_map(measured: dict[str, Any]) -> str:
     """The mean average precision of a multi-label model, in per cent; older exports have no interval."""
-    return percent(measured["map"], measured.get("map_low", math.nan), measured.get("map_high", math.nan))
+    return format_percent(measured["map"], measured.get("map_low", math.nan), measured.get("map_high", math.nan))
 
 
-def heard_alone(contract: Contract) -> str:
+def clip_noun(contract: Contract) -> str:
     """What the share that fires counts: a clip with several labels counts once for each."""
     return "sounds" if contract.multi_label else "clips"
 
@@ -142,10 +142,10 @@ def _thresholds(contract: Contract) -> str:
         return "nothing fires: this model is for enrolled names"
     (low, lowest), (high, highest) = by_level[0], by_level[-1]
     shown = f"{low:.4g} for all labels" if low == high else f"{low:.4g} ({lowest}) to {high:.4g} ({highest})"
-    return shown + (f"; never: {listed(contract.silenced)}" if contract.silenced else "")
+    return shown + (f"; never: {format_list(contract.silenced)}" if contract.silenced else "")
 
 
-def _calibrated(contract: Contract) -> str:
+def _threshold_source(contract: Contract) -> str:
     if "device" not in contract.calibration:
         return "export, not calibrated since" if contract.can_fire else "-"
     report = contract.calibration["device"]
@@ -158,7 +158,7 @@ def _calibrated(contract: Contract) -> str:
     )
 
 
-def _cost(cost: dict[str, Any]) -> list[tuple[str, str]]:
+def _cost_rows(cost: dict[str, Any]) -> list[tuple[str, str]]:
     macs = cost["macs_per_second"]
     parts = ", ".join(f"{count / 1e6:.1f} M in {precision}" for precision, count in macs.items())
     layers = "; ".join(

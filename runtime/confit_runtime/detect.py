@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.arrays import Bools, Floats, Places, is_number
+from confit_runtime.arrays import Bools, Floats, Indices, is_number
 from confit_runtime.contract import Contract
 from confit_runtime.errors import UsageError
-from confit_runtime.names import known_names, nearest, plain
+from confit_runtime.names import closest_name, format_known_names, normalise
 
 if TYPE_CHECKING:
     from confit_runtime.matcher import Matcher
 
 
-LONGEST_HOLD_S = 86_400
+MAX_HOLD_S = 86_400
 
 
 @dataclass(frozen=True)
@@ -37,32 +37,32 @@ class Hold:
         if not isinstance(self.own_s, Mapping):
             raise UsageError(f"own_s must map labels to seconds; it is {self.own_s!r}")
         for label, seconds in [("all", self.general_s), *self.own_s.items()]:
-            if not is_number(seconds) or not 0 <= seconds <= LONGEST_HOLD_S:
+            if not is_number(seconds) or not 0 <= seconds <= MAX_HOLD_S:
                 raise UsageError(
-                    f"a sound may pause for 0 to {LONGEST_HOLD_S} seconds and continue, not for {seconds!r} ({label})"
+                    f"a sound may pause for 0 to {MAX_HOLD_S} seconds and continue, not for {seconds!r} ({label})"
                 )
 
     def among(self, labels: Sequence[str]) -> Hold:
         """The same hold with the own times of these labels only."""
-        known = set(map(plain, labels))
-        return Hold(self.general_s, {label: own_s for label, own_s in self.own_s.items() if plain(label) in known})
+        known = set(map(normalise, labels))
+        return Hold(self.general_s, {label: own_s for label, own_s in self.own_s.items() if normalise(label) in known})
 
     def check(self, contract: Contract) -> None:
         """Raise UsageError if `own_s` names a label that the model does not have, for a stream without a gallery."""
-        known = set(map(plain, contract.labels))
+        known = set(map(normalise, contract.labels))
         for label in self.own_s:
-            if plain(label) not in known:
-                near = nearest(label, contract.labels)
+            if normalise(label) not in known:
+                near = closest_name(label, contract.labels)
                 hint = f"; did you mean {near!r}?" if near else ""
                 raise UsageError(
                     f"Hold for {label!r}: {contract.name} has no such label (it has"
-                    f" {known_names(label, contract.labels)}), and the stream has no gallery{hint}"
+                    f" {format_known_names(label, contract.labels)}), and the stream has no gallery{hint}"
                 )
 
     def hops(self, contract: Contract, labels: Sequence[str]) -> list[int]:
         """How many rows each label may pause for; labels match however their accents are encoded."""
-        own = {plain(label): seconds for label, seconds in self.own_s.items()}
-        return [in_hops(contract, own.get(plain(label), self.general_s)) for label in labels]
+        own = {normalise(label): seconds for label, seconds in self.own_s.items()}
+        return [seconds_to_hops(contract, own.get(normalise(label), self.general_s)) for label in labels]
 
 
 NO_HOLD = Hold()
@@ -91,7 +91,7 @@ class Detector:
     """
 
     _armed: Bools
-    _paused: Places
+    _paused: Indices
 
     def __init__(
         self,
@@ -125,7 +125,9 @@ class Detector:
             [level["off"] for level in levels],
             smoothing_hops=contract.smoothing_hops,
             min_hops=contract.min_hops,
-            refractory_hops=[in_hops(contract, level.get("refractory_s", contract.refractory_s)) for level in levels],
+            refractory_hops=[
+                seconds_to_hops(contract, level.get("refractory_s", contract.refractory_s)) for level in levels
+            ],
             hold_hops=hold.hops(contract, contract.labels),
             never=never,
             exclusive=not contract.multi_label,
@@ -270,7 +272,7 @@ class NameDetector:
             level,
             smoothing_hops=1,
             min_hops=max(2, contract.min_hops),
-            refractory_hops=in_hops(contract, contract.refractory_s),
+            refractory_hops=seconds_to_hops(contract, contract.refractory_s),
             hold_hops=hold.hops(contract, self.labels),
             exclusive=False,
         )
@@ -321,6 +323,6 @@ class NameDetector:
         return self._detector.push(scores)
 
 
-def in_hops(contract: Contract, seconds: float) -> int:
+def seconds_to_hops(contract: Contract, seconds: float) -> int:
     """How many rows a duration takes, such as a refractory time or a hold."""
     return math.ceil(seconds * contract.sample_rate / contract.hop)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from confit_runtime.contract import Contract, check_schema, of_a_newer
+from confit_runtime.contract import Contract, check_schema, newer_version_hint
 from confit_runtime.errors import ModelError, UsageError
 
 SCHEMA = 1
@@ -70,20 +70,20 @@ def device_path(model: Path) -> Path:
 
     For a link without a device file next to it, it is that of the link's target, if there is one.
     """
-    beside, of_target = _beside(model), _beside(model.resolve())
+    beside, of_target = _adjacent_path(model), _adjacent_path(model.resolve())
     return of_target if of_target.exists() and not beside.exists() else beside
 
 
-def _beside(model: Path) -> Path:
+def _adjacent_path(model: Path) -> Path:
     return model.with_suffix(".device.json")
 
 
-def refuse_calibrated(model: Path) -> None:
+def check_no_device_file(model: Path) -> None:
     """Raise UsageError if a device file is next to a model to be written: it would be taken for the new model's.
 
     The target of a link does not matter: the new model replaces the link.
     """
-    if (path := _beside(model)).exists():
+    if (path := _adjacent_path(model)).exists():
         raise UsageError(
             f"{path}: is the calibration of an existing or former {model.name}, not of a new one: remove it (and"
             " calibrate the new model), or write to another name"
@@ -104,7 +104,7 @@ def read_device_file(path: Path) -> DeviceFile:
     check_schema(f"{path}: schema", raw["schema"], SCHEMA, raw.get("version"), "calibrate again, or remove it")
     fields = {field.name: field for field in dataclasses.fields(DeviceFile)}
     if extra := sorted(raw.keys() - fields.keys()):
-        raise ModelError(f"{path}: has unknown keys ({', '.join(extra)}): {of_a_newer(raw.get('version'))}")
+        raise ModelError(f"{path}: has unknown keys ({', '.join(extra)}): {newer_version_hint(raw.get('version'))}")
     if missing := sorted(fields.keys() - raw.keys()):
         raise ModelError(f"{path}: lacks {', '.join(missing)}; calibrate again")
     for name in ("model", "model_digest", "embedding_id", "made", "version"):

@@ -10,7 +10,7 @@ from pathlib import Path
 class ConfitError(Exception):
     """The requested work failed. The command line prints the message on one line and exits with `exit_code`.
 
-    `clip` is the sound file at fault when there are several (see `of_clip`).
+    `clip` is the sound file at fault when there are several (see `clip_errors`).
     """
 
     exit_code = 1
@@ -52,7 +52,7 @@ class DeviceError(ConfitError):
 
 
 @contextmanager
-def of_clip(path: str | Path) -> Iterator[None]:
+def clip_errors(path: str | Path) -> Iterator[None]:
     """Mark every ConfitError raised in this block as caused by the clip at `path`."""
     try:
         yield

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from confit_runtime.audio import Pcm
 from confit_runtime.errors import AudioError
-from confit_runtime.labels import Labelled
-from confit_runtime.scoring import Heard, Score, reach, score_detections
+from confit_runtime.labels import LabelledRecording
+from confit_runtime.scoring import Score, SoundEvent, detection_window, score_detections
 from confit_runtime.sources import FileSource
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ SNR_STEPS = (0.0, 5.0, 10.0, 20.0)
 
 
 @dataclass(frozen=True)
-class JudgedRecording:
+class EvaluatedRecording:
     """One recording: its sounds that the model should find, which of them it found, and its false accepts.
 
     `snr_db` is an estimate for each sound. `latency_s` is the time from a found sound's end until its detection was
@@ -37,14 +37,16 @@ class JudgedRecording:
 
     name: str
     seconds: float
-    sounds: list[Heard]
-    others: list[Heard]
+    sounds: list[SoundEvent]
+    others: list[SoundEvent]
     score: Score
     snr_db: list[float]
     latency_s: list[float | None]
 
 
-def judge(model: Model, recording: Labelled, tell: Callable[[float], None] = lambda seconds: None) -> JudgedRecording:
+def evaluate_recording(
+    model: Model, recording: LabelledRecording, tell: Callable[[float], None] = lambda seconds: None
+) -> EvaluatedRecording:
     """Stream a labelled recording through the model, hop by hop. Raises UsageError, AudioError."""
     named = set(model.contract.can_fire)
     sounds = [heard for heard in recording.sounds if heard.label in named]
@@ -64,10 +66,10 @@ def judge(model: Model, recording: Labelled, tell: Callable[[float], None] = lam
         rate = source.rate
     if not taken:
         raise AudioError(f"{recording.path}: holds no samples")
-    detections = [Heard(one.label, one.start_s, one.end_s, one.score) for one, _ in found]
+    detections = [SoundEvent(one.label, one.start_s, one.end_s, one.score) for one, _ in found]
     score = score_detections(sounds, detections)
     snr = [ratio for heard, ratio in zip(recording.sounds, power.snr_db(), strict=True) if heard.label in named]
-    return JudgedRecording(
+    return EvaluatedRecording(
         str(recording.path),
         taken / rate,
         sounds,
@@ -87,11 +89,11 @@ class LocalPower:
     It stores the energy of each stretch between two points where a label, or the surroundings of one, begins or ends.
     """
 
-    def __init__(self, rate: int, sounds: Sequence[Heard]) -> None:
+    def __init__(self, rate: int, sounds: Sequence[SoundEvent]) -> None:
         self._rate = rate
-        self._inside = _places([(heard.start_s, heard.end_s) for heard in sounds], rate)
+        self._inside = _to_samples([(heard.start_s, heard.end_s) for heard in sounds], rate)
         near = [(max(0.0, heard.start_s - NEARBY_S), heard.end_s + NEARBY_S) for heard in sounds]
-        self._near = _places(near, rate)
+        self._near = _to_samples(near, rate)
         self._edges = np.unique(np.concatenate([[0], self._inside.ravel(), self._near.ravel()]))
         self._energy = np.zeros(len(self._edges))  # from each edge to the next
         self._samples = np.zeros(len(self._edges), np.int64)
@@ -151,12 +153,16 @@ def snr_band(snr_db: float) -> str:
     )
 
 
-def what_was_there(accept: Heard, judged: JudgedRecording) -> str:
+def label_during(accept: SoundEvent, judged: EvaluatedRecording) -> str:
     """The label of the sound during which a false accept was heard, or `nothing`."""
-    near = [heard for heard in [*judged.sounds, *judged.others] if reach(heard)[0] <= accept.end_s <= reach(heard)[1]]
+    near = [
+        heard
+        for heard in [*judged.sounds, *judged.others]
+        if detection_window(heard)[0] <= accept.end_s <= detection_window(heard)[1]
+    ]
     return min(near, key=lambda heard: abs(heard.end_s - accept.end_s)).label if near else "nothing"
 
 
-def _places(spans_s: list[tuple[float, float]], rate: int) -> npt.NDArray[np.int64]:
+def _to_samples(spans_s: list[tuple[float, float]], rate: int) -> npt.NDArray[np.int64]:
     """Spans `[n, 2]` in samples."""
     return np.array([[round(start * rate), round(end * rate)] for start, end in spans_s], np.int64).reshape(-1, 2)

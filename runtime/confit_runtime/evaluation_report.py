@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from confit_runtime.contract import Contract
-from confit_runtime.evaluation import SNR_STEPS, JudgedRecording, snr_band, what_was_there
+from confit_runtime.evaluation import SNR_STEPS, EvaluatedRecording, label_during, snr_band
 from confit_runtime.intervals import grouped_share_interval, poisson_interval, resampled_interval
-from confit_runtime.scoring import Heard
+from confit_runtime.scoring import SoundEvent
 
 
-def summarise(judged: Sequence[JudgedRecording], contract: Contract, confidence: float) -> dict[str, Any]:
+def summarise(judged: Sequence[EvaluatedRecording], contract: Contract, confidence: float) -> dict[str, Any]:
     """The report on all recordings together; `never_fire` counts the sounds of labels that are set never to fire.
 
     Without recordings, the rate and its interval are None.
@@ -32,7 +32,7 @@ def summarise(judged: Sequence[JudgedRecording], contract: Contract, confidence:
         for sound, found, snr in zip(one.sounds, one.score.found, one.snr_db, strict=True)
     ]
     from_end, from_start = _latencies(judged, contract.window / contract.sample_rate)
-    fired = Counter((accept.label, what_was_there(accept, one)) for one in judged for accept in one.score.false_accepts)
+    fired = Counter((accept.label, label_during(accept, one)) for one in judged for accept in one.score.false_accepts)
     never = contract.silenced
     silenced = Counter(sound.label for one in judged for sound in one.others if sound.label in never)
     bands: dict[str, list[tuple[str, bool, str, str]]] = defaultdict(list)
@@ -46,22 +46,23 @@ def summarise(judged: Sequence[JudgedRecording], contract: Contract, confidence:
         "false_accepts": total,
         "fa_per_hour": total / whole if judged else None,
         "fa_per_hour_interval": [low, high] if judged else None,
-        "false_rejects": _rejects(heard, confidence),
-        "by_label": {label: _rejects(rows, confidence) for label, rows in sorted(labels.items())},
+        "false_rejects": _false_rejects(heard, confidence),
+        "by_label": {label: _false_rejects(rows, confidence) for label, rows in sorted(labels.items())},
         "never_fire": dict(sorted(silenced.items())),
-        "snr": {band: _rejects(rows, confidence) for band, rows in sorted(bands.items(), key=_by_ratio)},
+        "snr": {band: _false_rejects(rows, confidence) for band, rows in sorted(bands.items(), key=_snr_order)},
         "latency_s": _quantiles(from_end),
         "latency_from_start_s": _quantiles(from_start),
         "fired_for": [
-            {"heard": label, "was": was, "times": times} for (label, was), times in sorted(fired.items(), key=_by_times)
+            {"heard": label, "was": was, "times": times}
+            for (label, was), times in sorted(fired.items(), key=_count_order)
         ],
         "heard_falsely": [
-            {**_place(one, accept), "score": accept.score, "was": what_was_there(accept, one)}
+            {**_location(one, accept), "score": accept.score, "was": label_during(accept, one)}
             for one in judged
             for accept in one.score.false_accepts
         ],
         "not_heard": [
-            _place(one, sound)
+            _location(one, sound)
             for one in judged
             for sound, found in zip(one.sounds, one.score.found, strict=True)
             if not found
@@ -69,20 +70,20 @@ def summarise(judged: Sequence[JudgedRecording], contract: Contract, confidence:
     }
 
 
-def _place(recording: JudgedRecording, heard: Heard) -> dict[str, Any]:
+def _location(recording: EvaluatedRecording, heard: SoundEvent) -> dict[str, Any]:
     return {"file": recording.name, "start_s": heard.start_s, "end_s": heard.end_s, "label": heard.label}
 
 
-def _by_ratio(item: tuple[str, Any]) -> int:
+def _snr_order(item: tuple[str, Any]) -> int:
     """Sort bands from the noisiest to the quietest, then sounds without an estimate."""
     return [snr_band(ratio) for ratio in (float("-inf"), *SNR_STEPS, float("nan"))].index(item[0])
 
 
-def _by_times(item: tuple[tuple[str, str], int]) -> tuple[int, str, str]:
+def _count_order(item: tuple[tuple[str, str], int]) -> tuple[int, str, str]:
     return -item[1], *item[0]
 
 
-def _rejects(rows: Sequence[tuple[str, bool, str, str]], confidence: float) -> dict[str, Any]:
+def _false_rejects(rows: Sequence[tuple[str, bool, str, str]], confidence: float) -> dict[str, Any]:
     if not rows:
         return {"sounds": 0}
     missed = [not found for _, found, _, _ in rows]
@@ -90,7 +91,7 @@ def _rejects(rows: Sequence[tuple[str, bool, str, str]], confidence: float) -> d
     return {"sounds": len(rows), "missed": sum(missed), "frr": sum(missed) / len(rows), "frr_interval": [low, high]}
 
 
-def _latencies(judged: Sequence[JudgedRecording], window_s: float) -> tuple[list[float], list[float]]:
+def _latencies(judged: Sequence[EvaluatedRecording], window_s: float) -> tuple[list[float], list[float]]:
     """When found sounds were reported, in seconds: (from their ends, from their starts).
 
     The second list is for sounds longer than the model's window.

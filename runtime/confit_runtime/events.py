@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-Which = tuple[bool, str]  # a detection's `enrolled` and `label`: a name may equal a label
+EventKey = tuple[bool, str]  # a detection's `enrolled` and `label`: a name may equal a label
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ class Events:
     """Detections and their ends, kept in the order in which they became known until somebody takes them."""
 
     def __init__(self) -> None:
-        self._sounding: dict[Which, Detection] = {}
+        self._sounding: dict[EventKey, Detection] = {}
         self._kept: list[Detection | Ended] = []
 
     def add(self, detection: Detection) -> None:
         self._sounding[detection.enrolled, detection.label] = detection
         self._kept.append(detection)
 
-    def end(self, which: Which, end: int, rate: int | None) -> None:
+    def end(self, which: EventKey, end: int, rate: int | None) -> None:
         """Record that a detected sound ended at sample `end` of the source."""
         one = self._sounding.pop(which)
         assert rate is not None  # of what was heard

@@ -13,24 +13,24 @@ from pathlib import Path
 
 from confit_runtime.errors import UsageError
 
-OURS = 0o600  # for data about people, such as their voices: nobody else may read it
-PUBLIC = 0o666  # minus what the umask forbids
+PRIVATE_MODE = 0o600  # for data about people, such as their voices: nobody else may read it
+PUBLIC_MODE = 0o666  # minus what the umask forbids
 
 
-def write_whole(path: Path, data: bytes, mode: int = PUBLIC) -> None:
+def write_atomic(path: Path, data: bytes, mode: int = PUBLIC_MODE) -> None:
     """Write a file completely or not at all; if several processes write it, the last one wins. Raises OSError.
 
     Also removes what killed processes left of it: this takes one millisecond among a thousand files; flushing to disk
     takes ten.
     """
     with suppress(PermissionError):  # for a folder that may be written but not read
-        remove_left(path)
-    with naming(path), partial_folder(path) as folder:
-        _write_through(folder / path.name, data, mode)
+        remove_leftovers(path)
+    with name_file_in_errors(path), partial_folder(path) as folder:
+        _write_synced(folder / path.name, data, mode)
         os.replace(folder / path.name, path)
 
 
-def write_new(path: Path, data: bytes, mode: int = PUBLIC) -> None:
+def write_new_atomic(path: Path, data: bytes, mode: int = PUBLIC_MODE) -> None:
     """Write a new file completely or not at all, while no other thread or process writes it.
 
     Only whoever created the hidden file next to it may give it that name. So nothing is replaced, and no links are
@@ -41,8 +41,8 @@ def write_new(path: Path, data: bytes, mode: int = PUBLIC) -> None:
     try:
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-        with naming(path):
-            _write_through(temporary, data, mode)
+        with name_file_in_errors(path):
+            _write_synced(temporary, data, mode)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)  # not after the rename: the next writer may be using the same name
@@ -50,7 +50,7 @@ def write_new(path: Path, data: bytes, mode: int = PUBLIC) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def name_file_in_errors(path: Path) -> Iterator[None]:
     """Make an OSError name the file that was asked for: errors of writing, such as a full disk, name none."""
     try:
         yield
@@ -60,7 +60,7 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def _write_through(path: Path, data: bytes, mode: int) -> None:
+def _write_synced(path: Path, data: bytes, mode: int) -> None:
     """Write a file and flush it to disk; a new file gets `mode`."""
     with open(path, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(data)
@@ -72,7 +72,7 @@ def _write_through(path: Path, data: bytes, mode: int) -> None:
 def partial_folder(path: Path) -> Iterator[Path]:
     """A hidden folder next to `path` in which to write it: exclusive, and removed at the end.
 
-    It is locked meanwhile; this is how `remove_left` distinguishes it from the remains of a killed process. A process
+    It is locked meanwhile; this is how `remove_leftovers` distinguishes it from the remains of a killed process. A process
     number would not do across containers. Raises OSError.
     """
     while True:
@@ -102,7 +102,7 @@ def partial_folders(path: Path) -> list[Path]:
     return [folder for folder in found if not folder.is_symlink()]  # nobody writes into the target of a link
 
 
-def remove_left(path: Path) -> None:
+def remove_leftovers(path: Path) -> None:
     """Remove what processes left that were killed while writing `path`, as far as permissions allow.
 
     Does nothing if no lock can distinguish leftovers from work in progress: on Windows, and on some network disks.
@@ -177,22 +177,22 @@ def default_cache() -> Path:
     """
     chosen, home = os.environ.get("CONFIT_EDGE_CACHE"), os.path.expanduser("~")
     if chosen:
-        return _made_private(Path(chosen))
+        return _make_private(Path(chosen))
     if home != "~":
-        return _made_private(Path(home, ".cache", "confit-edge"), anew=True)
-    folder = _made_private(Path(tempfile.gettempdir(), f"confit-edge-{_user()}"), anew=True)
-    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != _user()):
+        return _make_private(Path(home, ".cache", "confit-edge"), anew=True)
+    folder = _make_private(Path(tempfile.gettempdir(), f"confit-edge-{_user_id()}"), anew=True)
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != _user_id()):
         raise UsageError(
             f"{folder}: is the cache for users without a home folder, but not yours; set CONFIT_EDGE_CACHE"
         )
     return folder
 
 
-def _user() -> int:
+def _user_id() -> int:
     return os.getuid() if hasattr(os, "getuid") else 0  # Windows, where a folder's owner is 0
 
 
-def _made_private(folder: Path, anew: bool = False) -> Path:
+def _make_private(folder: Path, anew: bool = False) -> Path:
     """The folder, private to its user; with `anew` an existing one is made private too. Errors are left to the writer."""
     with suppress(OSError):
         folder.parent.mkdir(parents=True, exist_ok=True)

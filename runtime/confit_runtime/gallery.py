@@ -10,29 +10,29 @@ from types import TracebackType
 
 import numpy.typing as npt
 
-from confit_runtime.arrays import Floats, duration
-from confit_runtime.current import CurrentMatcher
-from confit_runtime.enrollment import OF_KIND, Already, Kind, admitted, kind_of
+from confit_runtime.arrays import Floats, check_duration
+from confit_runtime.enrollment import KIND_PLURALS, ExistingPrints, Kind, model_kind, select_new_prints
 from confit_runtime.errors import GalleryError, GalleryModelError, UsageError
-from confit_runtime.gallery_file import GalleryFile, check_folder, is_there, make_file
+from confit_runtime.gallery_file import GalleryFile, check_folder, make_file, path_exists
 from confit_runtime.matcher import Levels, Match, Matcher
-from confit_runtime.migrations import Binding, bind, bound, damaged, keep_index_digest
+from confit_runtime.migrations import Binding, damaged_error, read_binding, write_binding, write_index_digest
 from confit_runtime.model import Model
-from confit_runtime.names import clean_name, known_names, new_name
+from confit_runtime.names import check_new_name, clean_name, format_known_names
 from confit_runtime.prints import (
-    Counts,
     Print,
-    checked,
-    checked_rows,
+    PrintCounts,
+    check_embeddings,
+    check_enrollment,
+    contains_prints,
     from_blobs,
-    holds,
     read_counts,
-    read_holders,
     read_indexed,
+    read_owners,
     to_blobs,
 )
+from confit_runtime.reloading_matcher import ReloadingMatcher
 from confit_runtime.search import build_index
-from confit_runtime.shipped import as_asked_for
+from confit_runtime.shipped import display_name
 
 
 class Gallery:
@@ -53,10 +53,10 @@ class Gallery:
         """Use `Gallery.open`."""
         self._file, self._model = file, model
         with file.reading() as db:
-            self.binding = bound(file.path, db)
-        self._current: CurrentMatcher | None = None
+            self.binding = read_binding(file.path, db)
+        self._current: ReloadingMatcher | None = None
         if model is not None and levels is not None:
-            self._current = CurrentMatcher(file, model, levels, self._admit)
+            self._current = ReloadingMatcher(file, model, levels, self._admit)
             self._current.newest()
 
     @classmethod
@@ -88,7 +88,7 @@ class Gallery:
         if not isinstance(path, str | Path):
             raise UsageError(f"path must be the path of a gallery file, got {path!r}")
         path = Path(path)
-        there = is_there(path)
+        there = path_exists(path)
         if model is not None and not isinstance(model, Model):
             raise UsageError(f"model must be a loaded model, got {model!r}: load({model!r}) returns one")
         if there and not path.is_file():
@@ -158,7 +158,7 @@ class Gallery:
                 f"{self.path}: was made by a version that did not record whether it holds voices or sounds: say"
                 " which with --kind"
             )
-        return kind_of(self._model.contract)
+        return model_kind(self._model.contract)
 
     def check(self, model: Model) -> None:
         """Raise GalleryError unless this gallery was enrolled with `model`'s embedding."""
@@ -173,8 +173,8 @@ class Gallery:
                 ).fetchone()
             named = f"{binding.model}, " if binding.model else ""
             advice = "use that model, or another --gallery"
-            if kept and kept == prints and binding.kind in ("", kind_of(contract)):
-                again = f"`confit-edge gallery re-enroll {as_asked_for(model.path)} --gallery {self.path}`"
+            if kept and kept == prints and binding.kind in ("", model_kind(contract)):
+                again = f"`confit-edge gallery re-enroll {display_name(model.path)} --gallery {self.path}`"
                 advice += f"; or compute its prints again from the audio that was kept: {again}"
             raise GalleryModelError(
                 f"{self.path}: was enrolled with another model ({named}embedding {binding.embedding_id[:12]} of"
@@ -229,16 +229,16 @@ class Gallery:
         Returns how many prints (or negative prints) the name has now. Raises UsageError, AudioError (too little voice)
         and GalleryError.
         """
-        name = new_name(name)
-        voiced_s = duration(voiced_s, f"voiced_s, the seconds of sound that {name!r} is enrolled from")
+        name = check_new_name(name)
+        voiced_s = check_duration(voiced_s, f"voiced_s, the seconds of sound that {name!r} is enrolled from")
         with self.change() as db:
-            blobs = to_blobs(checked(name, embeddings, self.dim, sources, audio))
+            blobs = to_blobs(check_enrollment(name, embeddings, self.dim, sources, audio))
             if carried:
-                own, kind = Already(self.blobs(name, negative=negative)), None
+                own, kind = ExistingPrints(self.blobs(name, negative=negative)), None
             else:
                 own = self.already(name, blobs, negative=negative)
                 kind = None if negative else kind or self._told_kind()
-            places, heard_s = admitted(name, blobs, sources, voiced_s, own, kind, self.path)
+            places, heard_s = select_new_prints(name, blobs, sources, voiced_s, own, kind, self.path)
             self._file.erase_index_of_others(db)
             db.execute("INSERT INTO names (name, voiced_s) VALUES (?, 0) ON CONFLICT DO NOTHING", (name,))
             name_id = self._id_of(db, name)
@@ -253,16 +253,16 @@ class Gallery:
                     db.execute("INSERT INTO audio (print_id, flac) VALUES (?, ?)", (place, audio[at]))
             return self.counts_of(name)[negative]
 
-    def already(self, name: str, blobs: Iterable[bytes], *, negative: bool) -> Already:
+    def already(self, name: str, blobs: Iterable[bytes], *, negative: bool) -> ExistingPrints:
         """What the gallery already holds when these prints are added to a name.
 
         Negative prints are not compared with other names.
         """
         own, contrary = (self.blobs(name, negative=sign) for sign in (negative, not negative))
         if negative:
-            return Already(own, contrary=contrary, negative=True)
+            return ExistingPrints(own, contrary=contrary, negative=True)
         seconds = self.voiced_s(name) if self.counts_of(name).prints else 0.0
-        return Already(own, seconds, self.owners(blobs), contrary)
+        return ExistingPrints(own, seconds, self.owners(blobs), contrary)
 
     def _told_kind(self) -> Kind | None:
         """The kind, or None if neither a file of an older version nor a model says."""
@@ -276,15 +276,15 @@ class Gallery:
         """How many negative prints each name (or label of the model) has, sorted by name."""
         return {name: counts.negative_prints for name, counts in self.counts().items() if counts.negative_prints}
 
-    def counts(self) -> dict[str, Counts]:
+    def counts(self) -> dict[str, PrintCounts]:
         """How many prints and negative prints each name (or label of the model) has, sorted by name."""
         with self._file.reading() as db:
             return read_counts(self.path, db)
 
-    def counts_of(self, name: str) -> Counts:
+    def counts_of(self, name: str) -> PrintCounts:
         """How many prints and negative prints one name has; zero if it is not enrolled."""
         with self._file.reading() as db:
-            return read_counts(self.path, db, name).get(name, Counts())
+            return read_counts(self.path, db, name).get(name, PrintCounts())
 
     def blobs(self, name: str, *, negative: bool) -> set[bytes]:
         """A name's prints (or negative prints) as stored in the file; empty if the name is not enrolled."""
@@ -302,7 +302,7 @@ class Gallery:
     def holders(self, blobs: Iterable[bytes]) -> dict[bytes, set[str]]:
         """For each of these prints, the names that have it."""
         with self._file.reading() as db:
-            return read_holders(db, blobs)
+            return read_owners(db, blobs)
 
     def voiced_s(self, name: str) -> float:
         """How many seconds of sound a name was enrolled from. Raises UsageError for an unknown name."""
@@ -311,7 +311,7 @@ class Gallery:
                 "SELECT CAST(voiced_s AS REAL) FROM names WHERE id = ?", (self._id_of(db, clean_name(name)),)
             ).fetchone()
         if row is None or row[0] is None:
-            raise damaged(self.path)
+            raise damaged_error(self.path)
         return float(row[0])
 
     def prints(self, name: str) -> list[Print]:
@@ -326,7 +326,7 @@ class Gallery:
                 (self._id_of(db, clean_name(name)),),
             ).fetchall()
         if any(not isinstance(flac, bytes | None) or not isinstance(source, str) for _, source, _, flac in rows):
-            raise damaged(self.path)
+            raise damaged_error(self.path)
         return [
             Print(from_blobs(self.path, [blob], self.dim)[0], source, bool(negative), flac)
             for blob, source, negative, flac in rows
@@ -354,17 +354,19 @@ class Gallery:
             @contextmanager
             def placing(digest: str) -> Iterator[None]:
                 with self.change() as db:
-                    if self._file.look(db) != look and not holds(*read_indexed(self.path, db, self.dim), ids, prints):
+                    if self._file.look(db) != look and not contains_prints(
+                        *read_indexed(self.path, db, self.dim), ids, prints
+                    ):
                         raise GalleryError(
                             f"{self.path}: a name was removed meanwhile, so no index was made: make it again"
                         )
-                    keep_index_digest(db, digest)
+                    write_index_digest(db, digest)
                     yield
 
             build_index(self.index_path, ids, prints, progress, mode, placing)
         return len(ids)
 
-    def remove(self, name: str) -> Counts:
+    def remove(self, name: str) -> PrintCounts:
         """Forget a name: nothing of it stays in the file or in an index. Returns how many prints of each sign it had.
 
         Raises UsageError for an unknown name, and GalleryError, changing nothing, if the file or its index cannot be
@@ -386,7 +388,7 @@ class Gallery:
 
         Raises UsageError if `old` is unknown, or `new` is taken or not a valid name.
         """
-        old, new = clean_name(old), new_name(new)
+        old, new = clean_name(old), check_new_name(new)
         with self.change() as db:
             name_id = self._id_of(db, old)
             if old != new and any(self.counts_of(new)):
@@ -408,14 +410,14 @@ class Gallery:
                     raise GalleryError(f"{self.path}: was changed meanwhile, so nothing was re-enrolled: try again")
                 self._file.erase_index(db)
                 for name, (old, new) in names.items():
-                    blobs = to_blobs(checked_rows(name, new, binding.dim))
+                    blobs = to_blobs(check_embeddings(name, new, binding.dim))
                     if len(blobs) != len(old):
                         raise UsageError(f"{len(blobs)} new prints for {name!r}, which has {len(old)}")
                     rows = [(blob, print_id) for blob, (print_id, _) in zip(blobs, held[name], strict=True)]
                     db.executemany("UPDATE prints SET embedding = ? WHERE id = ?", rows)
-                bind(db, binding)
+                write_binding(db, binding)
             self._model, self.binding = model, binding
-            self._current = CurrentMatcher(self._file, model, Levels.of(model.contract, None, None), self._admit)
+            self._current = ReloadingMatcher(self._file, model, Levels.of(model.contract, None, None), self._admit)
 
     def _held(self, db: sqlite3.Connection) -> dict[str, list[tuple[int, bytes]]]:
         """The prints of each name, including negative ones, in the order they were enrolled: ids and embeddings."""
@@ -458,14 +460,14 @@ class Gallery:
     def _admit(self, db: sqlite3.Connection) -> Binding:
         """What the prints are of. Raises GalleryError if that is not the model's embedding."""
         assert self._model is not None
-        binding = bound(self.path, db)
+        binding = read_binding(self.path, db)
         self._check(binding, self._model)
         self.binding = binding
         return binding
 
     def _check_bound(self, db: sqlite3.Connection) -> None:
         """Raise GalleryError if the prints are of another model than when the gallery was opened."""
-        binding = bound(self.path, db)
+        binding = read_binding(self.path, db)
         if not binding.compares(self.binding):
             raise GalleryModelError(
                 f"{self.path}: was bound to another model while it was open (embedding {binding.embedding_id[:12]}"
@@ -478,7 +480,7 @@ class Gallery:
         there = self.names()
         for name in names:
             if name not in there:
-                enrolled = known_names(name, list(there)) or "nobody"
+                enrolled = format_known_names(name, list(there)) or "nobody"
                 raise UsageError(
                     f"{self.path}: there is a threshold for {name!r}, which is not enrolled (enrolled: {enrolled})"
                 )
@@ -486,15 +488,15 @@ class Gallery:
     def _id_of(self, db: sqlite3.Connection, name: str) -> int:
         row = db.execute("SELECT id FROM names WHERE name = ?", (name,)).fetchone()
         if row is None:
-            enrolled = known_names(name, list(self.counts())) or "nobody"
+            enrolled = format_known_names(name, list(self.counts())) or "nobody"
             raise UsageError(f"{self.path}: nobody is enrolled as {name!r} (enrolled: {enrolled})")
         if type(row[0]) is not int:
-            raise damaged(self.path)
+            raise damaged_error(self.path)
         return row[0]
 
 
 def _binding(model: Model, kind: Kind | None) -> Binding:
     contract = model.contract
-    if kind is not None and kind not in OF_KIND:
-        raise UsageError(f"kind must be {' or '.join(OF_KIND)}, not {kind!r}")
-    return Binding(contract.embedding_id, contract.embedding_dim, contract.name, kind or kind_of(contract))
+    if kind is not None and kind not in KIND_PLURALS:
+        raise UsageError(f"kind must be {' or '.join(KIND_PLURALS)}, not {kind!r}")
+    return Binding(contract.embedding_id, contract.embedding_dim, contract.name, kind or model_kind(contract))

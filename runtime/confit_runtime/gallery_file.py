@@ -14,13 +14,21 @@ from typing import Literal, NoReturn
 from weakref import WeakSet
 
 from confit_runtime.errors import GalleryError, UsageError
-from confit_runtime.files import OURS
-from confit_runtime.migrations import Binding, cannot_be_written, keep_index_digest, lay_out, migrate, prepare, reported
+from confit_runtime.files import PRIVATE_MODE
+from confit_runtime.migrations import (
+    Binding,
+    create_schema,
+    is_write_failure,
+    migrate,
+    prepare,
+    sqlite_errors_reported,
+    write_index_digest,
+)
 from confit_runtime.search import erase_index, index_path
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S = 5.0  # how long to wait for another program's change
+BUSY_TIMEOUT_S = 5.0  # how long to wait for another program's change
 PRAGMAS = (
     *("synchronous = FULL", "secure_delete = ON", "foreign_keys = ON", "temp_store = MEMORY"),
     *("trusted_schema = OFF", "cell_size_check = ON"),  # the file may come from an untrusted source
@@ -28,10 +36,10 @@ PRAGMAS = (
 
 _OPEN: WeakSet[GalleryFile] = WeakSet()  # opened by this process, or before it was forked
 
-Written = tuple[int, int]  # when, in ns, and how many bytes
-Look = tuple[int, Written | None]
+FileStamp = tuple[int, int]  # when, in ns, and how many bytes
+FileVersion = tuple[int, FileStamp | None]
 # what to do with a file of an older schema; either: migrate it, or a copy if it cannot be written
-Older = Literal["migrate", "copy", "either"]
+OlderSchema = Literal["migrate", "copy", "either"]
 
 
 class GalleryFile:
@@ -43,8 +51,8 @@ class GalleryFile:
         self._closed = self._forked = False
         self._readers = 0  # nested readers in the thread that holds the lock
         self.shrinks = False  # whether the file shrinks after the current change
-        with reported(path):
-            self._use(_open(path, binding, PATIENCE_S))
+        with sqlite_errors_reported(path):
+            self._use(_open(path, binding, BUSY_TIMEOUT_S))
         _OPEN.add(self)
 
     def __reduce__(self) -> NoReturn:
@@ -81,11 +89,11 @@ class GalleryFile:
             raise GalleryError(f"{self.path}: was closed: open the gallery again")
 
     @contextmanager
-    def reading(self, patience_s: float = PATIENCE_S) -> Iterator[sqlite3.Connection]:
+    def reading(self, patience_s: float = BUSY_TIMEOUT_S) -> Iterator[sqlite3.Connection]:
         """The connection, which no other thread uses meanwhile. Raises GalleryError."""
         with self.lock:
             self.check_open()
-            with reported(self.path):
+            with sqlite_errors_reported(self.path):
                 if not (self._readers or self._db.in_transaction):
                     self._forget_what_was_written_over(patience_s)  # may replace the connection
                 self._readers += 1
@@ -102,7 +110,7 @@ class GalleryFile:
         copy in memory, because the file could not be migrated, it is copied again; if the file is gone, the copy stays
         as it is.
         """
-        written = _written(self.path)
+        written = _file_stamp(self.path)
         if written == self._written:
             return
         if not self._copied:
@@ -115,7 +123,7 @@ class GalleryFile:
         """Continue with another connection."""
         self._db.close()
         self._use(opened)
-        self._db.execute(f"PRAGMA busy_timeout = {round(1000 * PATIENCE_S)}")
+        self._db.execute(f"PRAGMA busy_timeout = {round(1000 * BUSY_TIMEOUT_S)}")
 
     @contextmanager
     def hurried(self, seconds: float) -> Iterator[sqlite3.Connection]:
@@ -128,7 +136,7 @@ class GalleryFile:
             try:
                 yield db
             finally:
-                db.execute(f"PRAGMA busy_timeout = {round(1000 * PATIENCE_S)}")
+                db.execute(f"PRAGMA busy_timeout = {round(1000 * BUSY_TIMEOUT_S)}")
 
     @contextmanager
     def moment(self) -> Iterator[sqlite3.Connection]:
@@ -154,7 +162,7 @@ class GalleryFile:
             self.check_stands()
             self.shrinks = False
             if self._copied:  # there may be space by now, and write permission; if not, this reports it
-                self._replace(_open(self.path, None, PATIENCE_S, older="migrate"))
+                self._replace(_open(self.path, None, BUSY_TIMEOUT_S, older="migrate"))
                 db = self._db
             with db:
                 db.execute("BEGIN IMMEDIATE")
@@ -170,7 +178,7 @@ class GalleryFile:
     def _shrink(self, db: sqlite3.Connection) -> None:
         """Give back the disk space of removed prints, which are overwritten already."""
         try:
-            with reported(self.path):
+            with sqlite_errors_reported(self.path):
                 db.execute("VACUUM")
         except GalleryError as error:
             log.warning(
@@ -179,7 +187,7 @@ class GalleryFile:
             )
             log.debug("%s", error)
             # also remove the beginnings of prints from what SQLite moved; this needs little space
-            with suppress(GalleryError), reported(self.path):
+            with suppress(GalleryError), sqlite_errors_reported(self.path):
                 db.execute("REINDEX prints_by_beginning")
 
     @property
@@ -195,7 +203,7 @@ class GalleryFile:
     def erase_index(self, db: sqlite3.Connection) -> None:
         """Erase the index, inside a `change`. Raises GalleryError."""
         erase_index(self.index_path)
-        keep_index_digest(db, None)
+        write_index_digest(db, None)
 
     @property
     def stands(self) -> bool:
@@ -209,7 +217,7 @@ class GalleryFile:
                 f"{self.path}: was replaced or removed while it was open, so nothing was changed; open it again"
             )
 
-    def look(self, db: sqlite3.Connection) -> Look:
+    def look(self, db: sqlite3.Connection) -> FileVersion:
         """A value that every change by another program alters, even one that does not use SQLite; inside a `moment`."""
         return int(db.execute("PRAGMA data_version").fetchone()[0]), self._written
 
@@ -218,20 +226,20 @@ class GalleryFile:
 
         Raises GalleryError.
         """
-        with self.lock, reported(self.path):
+        with self.lock, sqlite_errors_reported(self.path):
             self._replace(_open(self.path, None, seconds))
 
 
-def _fork() -> None:
+def _after_fork() -> None:
     for file in list(_OPEN):
         file.forked()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_fork)
+    os.register_at_fork(after_in_child=_after_fork)
 
 
-def is_there(path: Path) -> bool:
+def path_exists(path: Path) -> bool:
     """Whether something exists at a path. Raises GalleryError if access is denied."""
     try:
         path.stat()
@@ -250,8 +258,11 @@ def make_file(path: Path, binding: Binding) -> None:
     Raises UsageError and GalleryError, which name the folder, because the file may be moved later.
     """
     check_folder(path.parent)
-    with reported(path.parent), closing(_connect(path, create=True, writable=True, patience_s=PATIENCE_S)) as db:
-        lay_out(path, db, binding)
+    with (
+        sqlite_errors_reported(path.parent),
+        closing(_connect(path, create=True, writable=True, patience_s=BUSY_TIMEOUT_S)) as db,
+    ):
+        create_schema(path, db, binding)
 
 
 def check_folder(folder: Path) -> None:
@@ -271,7 +282,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return stat.st_dev, stat.st_ino
 
 
-def _written(path: Path) -> Written | None:
+def _file_stamp(path: Path) -> FileStamp | None:
     """When the file at a path was last written, and its size, or None."""
     try:
         stat = path.stat()
@@ -286,24 +297,24 @@ class _Opened:
 
     db: sqlite3.Connection
     identity: tuple[int, int] | None
-    written: Written | None
+    written: FileStamp | None
     copied: bool = False  # whether it is a migrated copy in memory
 
 
-def _open(path: Path, binding: Binding | None, patience_s: float, *, older: Older = "either") -> _Opened:
+def _open(path: Path, binding: Binding | None, patience_s: float, *, older: OlderSchema = "either") -> _Opened:
     """Open a gallery; with a `binding`, a blank or missing one becomes a gallery with it.
 
     A gallery of an older schema is migrated; if it cannot be written, a copy in memory is. Raises GalleryError, and
     SQLite's errors.
     """
-    identity, written = _identity(path), _written(path)
+    identity, written = _identity(path), _file_stamp(path)
     writable = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
     db = _connect(path, create=binding is not None, writable=writable, patience_s=patience_s)
     try:
-        _set(db)
-        if prepare(path, db, binding) or _migrates(path, db, older, writable):
+        _set_pragmas(db)
+        if prepare(path, db, binding) or _try_migrate(path, db, older, writable):
             return _Opened(db, identity or _identity(path), written)
-        written = _written(path)  # a failed migration may have written something and rolled it back
+        written = _file_stamp(path)  # a failed migration may have written something and rolled it back
         with closing(db):
             return _Opened(_migrated_copy(path, db), identity, written, copied=True)
     except BaseException:
@@ -311,14 +322,14 @@ def _open(path: Path, binding: Binding | None, patience_s: float, *, older: Olde
         raise
 
 
-def _migrates(path: Path, db: sqlite3.Connection, older: Older, writable: bool) -> bool:
+def _try_migrate(path: Path, db: sqlite3.Connection, older: OlderSchema, writable: bool) -> bool:
     """Migrate a gallery in its file, if this is requested and possible. Raises GalleryError, and SQLite's errors."""
     if older == "copy":
         return False
     try:
         migrate(path, db)
     except sqlite3.OperationalError as error:
-        if older == "migrate" or not cannot_be_written(error):
+        if older == "migrate" or not is_write_failure(error):
             raise
         if writable:
             log.warning(
@@ -335,7 +346,7 @@ def _migrated_copy(path: Path, db: sqlite3.Connection) -> sqlite3.Connection:
     """A copy in memory, of the current schema, that cannot be changed. Raises GalleryError, and SQLite's errors."""
     copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     try:
-        _set(copy)
+        _set_pragmas(copy)
         with db:
             db.execute("BEGIN")
             # waits for a writer no longer than the time limit
@@ -349,7 +360,7 @@ def _migrated_copy(path: Path, db: sqlite3.Connection) -> sqlite3.Connection:
     return copy
 
 
-def _set(db: sqlite3.Connection) -> None:
+def _set_pragmas(db: sqlite3.Connection) -> None:
     for pragma in PRAGMAS:
         db.execute(f"PRAGMA {pragma}")
 
@@ -358,7 +369,7 @@ def _connect(path: Path, *, create: bool, writable: bool, patience_s: float) -> 
     if create and writable:
         # SQLite refuses, and reports, what this call refuses; an existing file is not changed
         with suppress(OSError):
-            os.close(os.open(path.resolve(), os.O_CREAT | os.O_EXCL, OURS))  # SQLite's journal takes its mode
+            os.close(os.open(path.resolve(), os.O_CREAT | os.O_EXCL, PRIVATE_MODE))  # SQLite's journal takes its mode
     mode = "rw" if writable else "ro"
     return sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={mode}",

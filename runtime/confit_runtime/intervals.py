@@ -16,11 +16,11 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-DRAWS = 2000
-FEWEST_GROUPS = 5  # recordings needed to see how much recordings differ; with fewer, `calibrate` and `evaluate` say so
+RESAMPLES = 2000
+MIN_GROUPS = 5  # recordings needed to see how much recordings differ; with fewer, `calibrate` and `evaluate` say so
 # lowest correlation assumed among the clips of a group: with it, intervals of 5 to 40 groups held in at least 91 % of
 # cases, mostly in 95 % or more, for true correlations of 0.05 to 0.3
-LEAST_ALIKE = 0.05
+MIN_CORRELATION = 0.05
 _TINY = 1e-300
 
 
@@ -110,13 +110,13 @@ def clustered_share_interval(
     It is the exact interval of an effective number of clips (Korn and Graubard 1998): the number of clips, divided by
     the design effect (how much more the share varies than with independent clips) and by the widening of Student's t
     for so few groups. A few misses say little about how much groups differ, so clips of a group count as correlated by
-    at least `LEAST_ALIKE`. For a metric that weights some clips more than others, `worth` is the smaller number of
+    at least `MIN_CORRELATION`. For a metric that weights some clips more than others, `worth` is the smaller number of
     clips that it is worth (`worth_of_classes`).
     """
     clips, count = float(sizes.sum()), len(sizes)
     worth = clips if worth is None else worth
     together = worth / clips * float(np.square(sizes, dtype=np.float64).sum()) / clips  # of them in a clip's group
-    effect = 1 + LEAST_ALIKE * max(0.0, together - 1)
+    effect = 1 + MIN_CORRELATION * max(0.0, together - 1)
     if 0 < share < 1:
         effect = max(effect, worth * variance / (share * (1 - share)))
     quantile = (1 + confidence) / 2
@@ -126,13 +126,13 @@ def clustered_share_interval(
 
 
 def _resampled(counts: npt.NDArray, amounts: npt.NDArray) -> npt.NDArray[np.float64]:
-    each = drawn(len(counts), DRAWS)
+    each = resample_counts(len(counts), RESAMPLES)
     rates: npt.NDArray[np.float64] = (each @ counts) / np.maximum(each @ amounts, 1e-12)
     return rates
 
 
 @lru_cache(maxsize=8)
-def drawn(count: int, draws: int, seed: int | tuple[int, ...] = 0) -> npt.NDArray[np.float64]:
+def resample_counts(count: int, draws: int, seed: int | tuple[int, ...] = 0) -> npt.NDArray[np.float64]:
     """How often each of `count` items is in each draw of as many, `[draws, count]`; the same at every call with a seed."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from confit_runtime.audio import sound_seconds
 from confit_runtime.errors import ConfitError, UsageError
-from confit_runtime.names import plain
-from confit_runtime.scoring import Heard
+from confit_runtime.names import normalise
+from confit_runtime.scoring import SoundEvent
 from confit_runtime.sources import find_clips
 
 COLUMNS = ("path", "start_s", "end_s", "label")
-SEVERAL = "labels"  # replaces the last column in manifests of overlapping sounds
-GROUP = "group"  # optional: keeps recordings together, for example those of one day or one place
+LABELS_COLUMN = "labels"  # replaces the last column in manifests of overlapping sounds
+GROUP_COLUMN = "group"  # optional: keeps recordings together, for example those of one day or one place
 
 _SLACK_S = 0.1  # by which a label may end after the sound does: lengths may be estimates
 
@@ -32,16 +32,16 @@ class LabelError(ConfitError):
 
 
 @dataclass
-class Labelled:
+class LabelledRecording:
     """A sound file, its length, the sounds in it ordered by time, and the groups that its rows name."""
 
     path: Path
     seconds: float
-    sounds: list[Heard] = field(default_factory=list)
+    sounds: list[SoundEvent] = field(default_factory=list)
     groups: set[str] = field(default_factory=set)
 
 
-def read_labelled(source: Path) -> list[Labelled]:
+def read_labelled(source: Path) -> list[LabelledRecording]:
     """Read labelled recordings from a CSV, a folder, or one sound file.
 
     A CSV has the columns path (relative to the CSV), start_s, end_s and label (or labels). A recording without any
@@ -62,14 +62,14 @@ def read_labelled(source: Path) -> list[Labelled]:
         found = _read_csv(source)
     else:
         found = [_read_audacity(path) for path in find_clips([source])]
-        _refuse_sharing(found)
+        _check_unshared_label_files(found)
         if not any(recording.sounds for recording in found):
             tables = sorted(source.glob("*.csv")) if source.is_dir() else []
             cure = f"; to use a CSV, pass the file itself: {tables[0]}" if tables else ""
             raise UsageError(
                 f"{source}: no label files found (name.txt next to name.wav, as Audacity exports them){cure}"
             )
-        if bare := [recording.path for recording in found if not _audacity_labels(recording.path).is_file()]:
+        if bare := [recording.path for recording in found if not _audacity_label_file(recording.path).is_file()]:
             log.warning(
                 "%s: %d of %d recordings have no label file (first: %s); treating them as having none of the sounds",
                 *(source, len(bare), len(found), bare[0].with_suffix(".txt").name),
@@ -85,10 +85,10 @@ def read_labelled(source: Path) -> list[Labelled]:
     return found
 
 
-def _read_csv(source: Path) -> list[Labelled]:
-    rows = csv.reader(io.StringIO(_text(source), newline=""))
+def _read_csv(source: Path) -> list[LabelledRecording]:
+    rows = csv.reader(io.StringIO(_read_text(source), newline=""))
     header = [cell.strip() for cell in next(rows, [])]
-    columns = (*COLUMNS[:-1], SEVERAL) if SEVERAL in header and COLUMNS[-1] not in header else COLUMNS
+    columns = (*COLUMNS[:-1], LABELS_COLUMN) if LABELS_COLUMN in header and COLUMNS[-1] not in header else COLUMNS
     if missing := [name for name in columns if name not in header]:
         cure = (
             "; columns must be separated by commas"
@@ -100,8 +100,8 @@ def _read_csv(source: Path) -> list[Labelled]:
             f" {', '.join(header) or 'none'}){cure}"
         )
     at = [header.index(name) for name in columns]
-    group_at = header.index(GROUP) if GROUP in header else None
-    found: dict[str, Labelled] = {}
+    group_at = header.index(GROUP_COLUMN) if GROUP_COLUMN in header else None
+    found: dict[str, LabelledRecording] = {}
     for cells in rows:
         where = f"{source}, line {rows.line_num}"
         if not any(cell.strip() for cell in cells):
@@ -114,21 +114,21 @@ def _read_csv(source: Path) -> list[Labelled]:
             raise LabelError(f"{where}: path is empty")
         path = source.parent / name
         real = os.path.realpath(path)  # one file may be spelt in several ways
-        sounds = _heard(start, end, label, where) if start or end or label else []
+        sounds = _parse_sounds(start, end, label, where) if start or end or label else []
         if real not in found:
-            found[real] = Labelled(path, sound_seconds(path))
-        _add(found[real], sounds, where)
-        if group_at is not None and (group := plain(cells[group_at])):
+            found[real] = LabelledRecording(path, sound_seconds(path))
+        _add_sounds(found[real], sounds, where)
+        if group_at is not None and (group := normalise(cells[group_at])):
             found[real].groups.add(group)
     if not found:
         raise LabelError(f"{source}: lists no recordings")
     return list(found.values())
 
 
-def _read_audacity(sound: Path) -> Labelled:
-    recording, labels = Labelled(sound, sound_seconds(sound)), _audacity_labels(sound)
+def _read_audacity(sound: Path) -> LabelledRecording:
+    recording, labels = LabelledRecording(sound, sound_seconds(sound)), _audacity_label_file(sound)
     if labels.is_file():
-        for number, line in enumerate(_text(labels).splitlines(), start=1):
+        for number, line in enumerate(_read_text(labels).splitlines(), start=1):
             if not line.strip() or line.startswith("\\"):  # a frequency range, on a line of its own
                 continue
             cells = line.split("\t", 2)
@@ -136,15 +136,15 @@ def _read_audacity(sound: Path) -> Labelled:
                 raise LabelError(f"{labels}, line {number}: expected start, end and label, separated by tabs")
             start, end, label = (cell.strip() for cell in cells)
             where = f"{labels}, line {number}"
-            _add(recording, _heard(start, end, label, where), where)
+            _add_sounds(recording, _parse_sounds(start, end, label, where), where)
     return recording
 
 
-def _refuse_sharing(found: Sequence[Labelled]) -> None:
+def _check_unshared_label_files(found: Sequence[LabelledRecording]) -> None:
     """Raise UsageError if two recordings share one label file, such as kitchen.wav and kitchen.flac."""
     first: dict[Path, Path] = {}
     for path in (recording.path for recording in found):
-        labels = _audacity_labels(path)
+        labels = _audacity_label_file(path)
         if labels.is_file() and labels in first:
             raise UsageError(
                 f"{first[labels]} and {path} share the label file {labels}: keep only one of them, so that it"
@@ -153,11 +153,11 @@ def _refuse_sharing(found: Sequence[Labelled]) -> None:
         first[labels] = path
 
 
-def _audacity_labels(sound: Path) -> Path:
+def _audacity_label_file(sound: Path) -> Path:
     return sound.with_suffix(".txt")
 
 
-def _heard(start: str, end: str, joined: str, where: str) -> list[Heard]:
+def _parse_sounds(start: str, end: str, joined: str, where: str) -> list[SoundEvent]:
     """Return one sound for each label of a row; at least one."""
     try:
         start_s, end_s = float(start), float(end)
@@ -165,13 +165,13 @@ def _heard(start: str, end: str, joined: str, where: str) -> list[Heard]:
         raise LabelError(f"{where}: start and end must be in seconds; they are {start!r} and {end!r}") from error
     if not (0 <= start_s <= end_s and math.isfinite(end_s)):
         raise LabelError(f"{where}: a sound cannot last from {start} s to {end} s")
-    labels = dict.fromkeys(label for part in joined.split("|") if (label := plain(part)))  # as in a manifest
+    labels = dict.fromkeys(label for part in joined.split("|") if (label := normalise(part)))  # as in a manifest
     if not labels:
         raise LabelError(f"{where}: label is empty")
-    return [Heard(label, start_s, end_s) for label in labels]
+    return [SoundEvent(label, start_s, end_s) for label in labels]
 
 
-def _add(recording: Labelled, sounds: Sequence[Heard], where: str) -> None:
+def _add_sounds(recording: LabelledRecording, sounds: Sequence[SoundEvent], where: str) -> None:
     for heard in sounds:
         if heard.end_s > recording.seconds + _SLACK_S:
             raise LabelError(
@@ -180,7 +180,7 @@ def _add(recording: Labelled, sounds: Sequence[Heard], where: str) -> None:
     recording.sounds += sounds
 
 
-def _text(source: Path) -> str:
+def _read_text(source: Path) -> str:
     try:
         return source.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import ref
 
-from confit_runtime.arrays import duration, whole
-from confit_runtime.audio import check_rate, check_samples, narrow
+from confit_runtime.arrays import check_count, check_duration
+from confit_runtime.audio import bandwidth_warning, check_rate, check_samples
 from confit_runtime.channels import channels_of
 from confit_runtime.errors import UsageError
 from confit_runtime.events import Detection, Ended
-from confit_runtime.given import chunk_of, source_of, streams_of
-from confit_runtime.loudness import Cancellation, Loudness
-from confit_runtime.sources import Chunk, Gap, Given, GivenSource, Item, Notice, Pause
-from confit_runtime.sources.base import mixed, sound_or_gap
+from confit_runtime.level_monitor import CancellationMonitor, LevelMonitor
+from confit_runtime.listen_arguments import check_chunk, make_streams, resolve_source
+from confit_runtime.sources import Chunk, Gap, InputChunk, InputSource, Item, Notice, Pause
+from confit_runtime.sources.base import chunk_or_gap, downmix
 from confit_runtime.sources.clock import boottime
 from confit_runtime.stream import GAP_S
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-AHEAD_S = 10.0  # seconds of sound that a network stream may deliver at once when it begins
+MAX_LEAD_S = 10.0  # seconds of sound that a network stream may deliver at once when it begins
 DRIFT = 0.001  # by how much a sound card may run too fast
-SETTLED_S, SLACK_S = 30.0, 0.5  # sound is live if it got no further ahead than SLACK_S within SETTLED_S
-MOST_S = 0.5  # seconds of sound handed to the taps at once: they keep only the last seconds
+SETTLE_S, SLACK_S = 30.0, 0.5  # sound is live if it got no further ahead than SLACK_S within SETTLED_S
+MAX_CHUNK_S = 0.5  # seconds of sound handed to the taps at once: they keep only the last seconds
 PACE_S = 10.0  # seconds of sound over which it is judged whether hearing takes longer than the sound lasts
-REMIND_S = 60.0  # seconds of sound between two notices of that
+REMIND_INTERVAL_S = 60.0  # seconds of sound between two notices of that
 
 
 class Tap:
@@ -102,7 +102,7 @@ class Listener:
         check_streams(streams)
         if len(set(map(id, streams))) < len(streams):
             raise UsageError("a stream is listed twice: give each model its own stream")
-        check_names(stream.model for stream in streams)
+        check_distinct_names(stream.model for stream in streams)
         self.streams, self.name, self.rate, self.taps = streams, name, check_rate(rate), taps
         self.samples = self.dropped_samples = 0
         self._came = time.time(), 0  # when the last chunk arrived, and the sample at which it ended
@@ -110,9 +110,9 @@ class Listener:
         self.withheld: Counter[tuple[str, str]] = Counter()
         # for streams with `ends`: detections reported that are not over yet
         self._sounding: Counter[tuple[str, bool, str, int]] = Counter()
-        self._end = None if seconds is None else round(duration(seconds, "the seconds to listen") * self.rate)
+        self._end = None if seconds is None else round(check_duration(seconds, "the seconds to listen") * self.rate)
         self.live = True  # the sound is live and does not wait for a slow listener
-        self._pace, self._loudness, self._cancellation = _Pace(), Loudness(name), Cancellation(name)
+        self._pace, self._loudness, self._cancellation = _Pace(), LevelMonitor(name), CancellationMonitor(name)
         self._begun = False
         self._gap: Gap | None = None  # not reported yet
         self._claim()
@@ -158,7 +158,7 @@ class Listener:
         machine.
 
         None if the sound is not live, and while more sound has arrived than time has passed, as with a recording sent
-        through a pipe. For a stream that begins with more than `AHEAD_S` at once, the time is known once its sound has
+        through a pipe. For a stream that begins with more than `MAX_LEAD_S` at once, the time is known once its sound has
         come in real time for a while.
         """
         if not self.live or self._lead.grows:
@@ -166,7 +166,7 @@ class Listener:
         came, came_at = self._came
         return came - (came_at - sample) / self.rate
 
-    def follow(self, source: GivenSource) -> Iterator[Detection | Ended | Gap | Notice]:
+    def follow(self, source: InputSource) -> Iterator[Detection | Ended | Gap | Notice]:
         """Yield everything heard in a source, inside its `with` block.
 
         An error of the source is raised after the pending events.
@@ -180,7 +180,7 @@ class Listener:
             self.close()
 
     def follow_async(
-        self, source: GivenSource | AsyncIterable[Item]
+        self, source: InputSource | AsyncIterable[Item]
     ) -> AsyncGenerator[Detection | Ended | Gap | Notice, None]:
         """Yield what `follow` yields without blocking the event loop: the models run in a worker thread.
 
@@ -189,9 +189,9 @@ class Listener:
         pending events, call `source.stop()` (or end the client) and iterate to the end. The listener's counters may be
         ahead of the events.
         """
-        from confit_runtime.asynchronous import followed
+        from confit_runtime.asynchronous import follow_events
 
-        return followed(self, source)
+        return follow_events(self, source)
 
     def _followed(self, items: Iterator[Item]) -> Iterator[Detection | Ended | Gap | Notice]:
         failed: Exception | None = None
@@ -220,7 +220,7 @@ class Listener:
             self._begun = True
             yield from self._narrow()
         if not isinstance(item, Gap | Notice | Pause):
-            item = self._sound(chunk_of(item))
+            item = self._sound(check_chunk(item))
         if isinstance(item, Notice):
             yield item
         elif isinstance(item, Gap):
@@ -240,14 +240,14 @@ class Listener:
             yield from self._judge(stream, stream.finish())
         self.close()
 
-    def _sound(self, given: Given) -> Chunk | Gap:
+    def _sound(self, given: InputChunk) -> Chunk | Gap:
         """Turn a source's chunk into mono. Invalid samples become a gap in live sound; in a recording they raise AudioError."""
         rate = given[1]
         if rate != self.rate:
             raise UsageError(f"{self.name}: began at {self.rate} Hz and now comes at {rate} Hz")
         if self.live:
-            return sound_or_gap(given, self.name)
-        chunk = mixed(given)
+            return chunk_or_gap(given, self.name)
+        chunk = downmix(given)
         check_samples(chunk[0], self.name)
         return chunk
 
@@ -256,7 +256,7 @@ class Listener:
             pcm = pcm[: max(0, self._end - self.samples)]  # a gap may have gone past the end
         self._advance(len(pcm))
         self._came = time.time(), self.samples
-        most = max(1, round(MOST_S * rate))
+        most = max(1, round(MAX_CHUNK_S * rate))
         for at in range(0, len(pcm), most):
             part, side_by_side = pcm[at : at + most], channels[at : at + most][: len(pcm) - at]
             part.setflags(write=False)  # read-only view: the array may be the caller's own
@@ -287,7 +287,7 @@ class Listener:
         for stream in self.streams:
             models[stream.model.contract.highest_hz].append(stream.model.name)
         for highest_hz, names in models.items():
-            if (text := narrow(self.name, self.rate, ", ".join(names), highest_hz)) is not None:
+            if (text := bandwidth_warning(self.name, self.rate, ", ".join(names), highest_hz)) is not None:
                 yield Notice("narrow", text, tuple(names))
 
     def _behind(self) -> Notice:
@@ -302,7 +302,7 @@ class Listener:
     def _skip(self, gap: Gap) -> Iterator[Detection | Ended | Gap]:
         if self._gap is not None and self._gap.reason != gap.reason:
             yield from self._told()
-        samples = whole(gap.samples, "the samples of a gap", 0)
+        samples = check_count(gap.samples, "the samples of a gap", 0)
         self._gap = Gap(samples + (self._gap.samples if self._gap else 0), gap.reason)
         self._advance(samples)
         self.dropped_samples += samples
@@ -342,8 +342,8 @@ class Listener:
 class _Lead:
     """How far sound is ahead of the clock; live sound never gets further ahead than it began.
 
-    `grows` is True once sound is more than `AHEAD_S` further ahead than when it began, until that has not grown for
-    `SETTLED_S`.
+    `grows` is True once sound is more than `MAX_LEAD_S` further ahead than when it began, until that has not grown for
+    `SETTLE_S`.
     """
 
     def __init__(self) -> None:
@@ -356,13 +356,13 @@ class _Lead:
         """By clock time `clock`, `seconds` of sound have arrived in all."""
         began = clock - seconds / (1 + DRIFT)
         if self._began is None:
-            self._began, self._until = began, clock + SETTLED_S
+            self._began, self._until = began, clock + SETTLE_S
         if clock >= self._until:
             if self._least >= self._before - SLACK_S:
                 self._began = self._least
-            self._before, self._least, self._until = self._least, math.inf, clock + SETTLED_S
+            self._before, self._least, self._until = self._least, math.inf, clock + SETTLE_S
         self._least = min(self._least, began)
-        self.grows = self._least < self._began - AHEAD_S
+        self.grows = self._least < self._began - MAX_LEAD_S
 
 
 class _Pace:
@@ -390,7 +390,7 @@ class _Pace:
             return False
         self.times, slow = self._spent / self._sound, self._spent - self._slowest > self._sound
         self._begin()
-        told = slow and self._since >= REMIND_S
+        told = slow and self._since >= REMIND_INTERVAL_S
         if told:
             self._since = 0.0
         return told
@@ -398,7 +398,7 @@ class _Pace:
 
 def listen(
     models: Model | Stream | Iterable[Model | Stream],
-    source: str | Path | GivenSource = "mic",
+    source: str | Path | InputSource = "mic",
     *,
     taps: Sequence[Tap] = (),
     seconds: float | None = None,
@@ -412,18 +412,18 @@ def listen(
     Raises UsageError for an invalid model, source or number of seconds, for a stream given twice or made with `ends`,
     and for two models with the same name; also what the source and `Stream.accept` raise.
     """
-    streams = streams_of(models)
-    with (opened := source_of(source)):
-        yield from listened(streams, opened, taps, seconds)
+    streams = make_streams(models)
+    with (opened := resolve_source(source)):
+        yield from listen_to_source(streams, opened, taps, seconds)
 
 
-def listened(
-    streams: Sequence[Stream], source: GivenSource, taps: Sequence[Tap], seconds: float | None
+def listen_to_source(
+    streams: Sequence[Stream], source: InputSource, taps: Sequence[Tap], seconds: float | None
 ) -> Iterator[Detection]:
     """Yield the detections of streams on an open source; gaps and notices go to the log."""
     listener = Listener(streams, source.name, source.rate, taps=taps, seconds=seconds)
     for event in listener.follow(source):
-        if (detection := logged(event, listener)) is not None:
+        if (detection := detection_or_log(event, listener)) is not None:
             yield detection
 
 
@@ -435,14 +435,14 @@ def check_streams(streams: object) -> None:
         raise UsageError(f"a Listener takes a list of streams, such as [model.stream()], not {streams!r}")
 
 
-def check_names(models: Iterable[Model]) -> None:
+def check_distinct_names(models: Iterable[Model]) -> None:
     """Raise UsageError if two models share a name, which detections and summaries use to distinguish them."""
     for name, times in Counter(model.name for model in models).most_common(1):
         if times > 1:
             raise UsageError(f"{times} of the models are named {name}: their detections could not be told apart")
 
 
-def logged(event: Detection | Ended | Gap | Notice, listener: Listener) -> Detection | None:
+def detection_or_log(event: Detection | Ended | Gap | Notice, listener: Listener) -> Detection | None:
     """Return the event if it is a detection; log it if it is a gap or a notice."""
     if isinstance(event, Notice):
         log.warning("%s", event.text)

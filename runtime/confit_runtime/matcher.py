@@ -11,20 +11,20 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.arrays import Floats, floats
+from confit_runtime.arrays import Floats, as_floats
 from confit_runtime.contract import Contract
 from confit_runtime.errors import UsageError
-from confit_runtime.names import known_names, plain
+from confit_runtime.names import format_known_names, normalise
 from confit_runtime.search import ExactSearch, Search
 
-NEAREST = 3  # prints of a name, and sounds of the cohort, that make up a score
-NEIGHBOURS = 64  # nearest prints overall; the names that own them are scored
+NEAREST_PRINTS = 3  # prints of a name, and sounds of the cohort, that make up a score
+NEIGHBOUR_PRINTS = 64  # nearest prints overall; the names that own them are scored
 DEFAULT_THRESHOLD, DEFAULT_MARGIN = 0.6, 0.03
 PRIOR_PRINTS = 4.5  # number of prints of a name that weigh as much as what the model says of names in general
-LOWEST_SHIFT, HIGHEST_SHIFT = -0.25, 0.05  # of the threshold, by a name's own prints
-UNIT_WITHIN = 1e-6  # a length this close to 1 differs from it by rounding only
-ROUNDING = 1e-6  # of a cosine: refuse a clip that is both a print and a negative one, whatever its last digit
-OWN_PRINTS = 64  # of a name, the newest, from which the similarity of its prints is computed
+MIN_SHIFT, MAX_SHIFT = -0.25, 0.05  # of the threshold, by a name's own prints
+UNIT_TOLERANCE = 1e-6  # a length this close to 1 differs from it by rounding only
+ROUNDING_TOLERANCE = 1e-6  # of a cosine: refuse a clip that is both a print and a negative one, whatever its last digit
+NEWEST_PRINTS = 64  # of a name, the newest, from which the similarity of its prints is computed
 
 Reason = Literal["nobody", "too low", "negative", "stranger", "other", "too close"]
 
@@ -125,7 +125,7 @@ class Matcher:
         prints only.
         """
         self.names, self.levels = tuple(names), levels
-        self._prints, self._cohort = np.ascontiguousarray(prints), unit(cohort)
+        self._prints, self._cohort = np.ascontiguousarray(prints), l2_normalise(cohort)
         self._owners = np.asarray(owners, np.int64)
         self._search = search or ExactSearch(self._prints)
         places = np.arange(len(self.names) + 1)
@@ -164,9 +164,11 @@ class Matcher:
         No other enrolled name may be nearer, but no margin is required. Raises UsageError if `name` is not enrolled,
         and for what `match` refuses.
         """
-        query, name = self._query(embedding), plain(name)
+        query, name = self._query(embedding), normalise(name)
         if name not in (enrolled := self.enrolled):
-            raise UsageError(f"nobody is enrolled as {name!r} (enrolled: {known_names(name, enrolled) or 'nobody'})")
+            raise UsageError(
+                f"nobody is enrolled as {name!r} (enrolled: {format_known_names(name, enrolled) or 'nobody'})"
+            )
         claimed = self.names.index(name)
         others = [entry for entry in self._ranking(query) if entry[1] != claimed]
         return self._answer(query, (self._score(claimed, query), claimed), others[0] if others else None, 0.0)
@@ -177,19 +179,19 @@ class Matcher:
         It does if it is as near to such a print as a match must be, and nearer than to the sounds of the cohort.
         Raises UsageError for what `match` refuses.
         """
-        query, label = self._query(embedding), plain(label)
+        query, label = self._query(embedding), normalise(label)
         if label not in self.names:
             return False
         nearest = self._nearest_veto(self.names.index(label), query)
         return nearest >= self.levels.threshold and nearest > self._nearest_cohort(query)
 
     def _query(self, embedding: npt.ArrayLike) -> Floats:
-        query = floats(embedding, f"an embedding [{self._prints.shape[1]}]")
+        query = as_floats(embedding, f"an embedding [{self._prints.shape[1]}]")
         if query.shape != self._prints.shape[1:]:
             raise UsageError(f"an embedding must have the shape [{self._prints.shape[1]}], got {list(query.shape)}")
         if not np.isfinite(query).all():
             raise UsageError("the embedding to match contains NaN or infinite values: check its model and its sound")
-        return unit(query)
+        return l2_normalise(query)
 
     def _answer(
         self, query: Floats, best: tuple[float, int], second: tuple[float, int] | None, least_margin: float
@@ -213,7 +215,7 @@ class Matcher:
         score, place = best
         if not score >= threshold:
             return "too low"
-        if self._nearest_veto(place, query) >= score - ROUNDING:
+        if self._nearest_veto(place, query) >= score - ROUNDING_TOLERANCE:
             return "negative"
         if self._nearest_cohort(query) >= score:
             return "stranger"
@@ -231,7 +233,7 @@ class Matcher:
 
         At least two, if there are two, because the margin needs the next name.
         """
-        count = NEIGHBOURS
+        count = NEIGHBOUR_PRINTS
         while True:
             owners = np.unique(self._owners[self._search.nearest(query, count)])
             if len(owners) >= min(2, self._enrolled) or count >= len(self._prints):
@@ -245,17 +247,19 @@ class Matcher:
         if self.names[place] in self.levels.own:
             return self.levels.own[self.names[place]]
         if place not in self._shifts:
-            self._shifts[place] = self._shift(self._prints[self._starts[place] : self._starts[place + 1]][-OWN_PRINTS:])
+            self._shifts[place] = self._shift(
+                self._prints[self._starts[place] : self._starts[place + 1]][-NEWEST_PRINTS:]
+            )
         return self.levels.threshold + self._shifts[place]
 
     def _shift(self, prints: Floats) -> float:
         if self.levels.genuine is None or len(prints) < 2:
             return 0.0
         share = len(prints) / (len(prints) + PRIOR_PRINTS)
-        return min(max(share * (likeness(prints) - self.levels.genuine), LOWEST_SHIFT), HIGHEST_SHIFT)
+        return min(max(share * (mutual_similarity(prints) - self.levels.genuine), MIN_SHIFT), MAX_SHIFT)
 
     def _nearest_cohort(self, query: Floats) -> float:
-        nearest = np.sort(self._cohort @ query)[-NEAREST:]
+        nearest = np.sort(self._cohort @ query)[-NEAREST_PRINTS:]
         return float(nearest.mean()) if len(nearest) else -math.inf
 
     def _nearest_veto(self, place: int, query: Floats) -> float:
@@ -268,24 +272,24 @@ class Matcher:
         return max(float((prints @ query).max()), print_score(prints, query))
 
 
-def unit(rows: Floats) -> Floats:
+def l2_normalise(rows: Floats) -> Floats:
     """Rows `[..., dim]` scaled to length 1. Rows that already have that length stay bit for bit, so that copies stay equal."""
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
-    lengths = np.where(np.abs(lengths - 1.0) < UNIT_WITHIN, 1.0, np.maximum(lengths, 1e-12))
+    lengths = np.where(np.abs(lengths - 1.0) < UNIT_TOLERANCE, 1.0, np.maximum(lengths, 1e-12))
     return (rows / lengths).astype(np.float32)
 
 
 def print_score(prints: Floats, query: Floats) -> float:
     """The cosine of `query [dim]` with the similarity-weighted centroid of its three nearest in `prints [n, dim]`."""
     cosines = prints @ query
-    if len(cosines) > NEAREST:
-        near = np.argpartition(cosines, -NEAREST)[-NEAREST:]
+    if len(cosines) > NEAREST_PRINTS:
+        near = np.argpartition(cosines, -NEAREST_PRINTS)[-NEAREST_PRINTS:]
         prints, cosines = prints[near], cosines[near]
     weights = np.maximum(cosines, 0.0)
     centroid = (weights if weights.any() else np.ones_like(weights)) @ prints
     return float(centroid @ query / max(float(np.linalg.norm(centroid)), 1e-12))
 
 
-def likeness(prints: Floats) -> float:
+def mutual_similarity(prints: Floats) -> float:
     """How similar prints `[n >= 2, dim]` are: the mean score of each against the others."""
     return float(np.mean([print_score(np.delete(prints, at, axis=0), prints[at]) for at in range(len(prints))]))

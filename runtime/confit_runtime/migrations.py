@@ -18,7 +18,7 @@ _AUDIO = "CREATE TABLE audio (print_id INTEGER PRIMARY KEY REFERENCES prints ON 
 # the SHA-256 of the file next to it that is its index; no row if there is none
 _INDEX_FILE = "CREATE TABLE index_file (digest TEXT NOT NULL)"
 # who has a print is looked up at each enrollment; its first two numbers distinguish it from nearly all others
-_BY_BEGINNING = "CREATE INDEX prints_by_beginning ON prints (substr(embedding, 1, 8))"
+_PREFIX_INDEX = "CREATE INDEX prints_by_beginning ON prints (substr(embedding, 1, 8))"
 _TABLES = (
     # kind: what the names are, speaker or sound; empty in files of older schemas, which did not record it
     "CREATE TABLE binding (embedding_id TEXT NOT NULL, dim INTEGER NOT NULL, model TEXT NOT NULL, kind TEXT NOT NULL)",
@@ -29,7 +29,7 @@ _TABLES = (
     "CREATE INDEX prints_of_name ON prints (name_id)",
     _AUDIO,
     _INDEX_FILE,
-    _BY_BEGINNING,
+    _PREFIX_INDEX,
 )
 
 # as found in files of older schemas, and after their migration
@@ -44,11 +44,11 @@ _OLDER_TABLES = (
     "CREATE TABLE prints (id INTEGER PRIMARY KEY, name_id INTEGER NOT NULL REFERENCES names ON DELETE CASCADE,"
     " embedding BLOB NOT NULL, source TEXT NOT NULL)",
 )
-_OF_ITSELF = None  # what SQLite reports for the index that it makes for a UNIQUE column
+_IMPLICIT_INDEX = None  # what SQLite reports for the index that it makes for a UNIQUE column
 # the row counts of ANALYZE; sqlite_stat4, which some builds add, keeps names and prints that were removed, and is
 # refused
 _STATISTICS = "CREATE TABLE sqlite_stat1(tbl,idx,stat)"
-_ALLOWED = {*_TABLES, *_OLDER_TABLES, _OF_ITSELF, _STATISTICS}
+_ALLOWED = {*_TABLES, *_OLDER_TABLES, _IMPLICIT_INDEX, _STATISTICS}
 
 
 def _to_2(db: sqlite3.Connection) -> None:
@@ -66,7 +66,7 @@ def _to_3(db: sqlite3.Connection) -> None:
 def _to_4(db: sqlite3.Connection) -> None:
     """Schema 3 did not identify its index file, and read all prints to find one."""
     db.execute(_INDEX_FILE)
-    db.execute(_BY_BEGINNING)
+    db.execute(_PREFIX_INDEX)
 
 
 # by the schema they lead to
@@ -95,7 +95,7 @@ def prepare(path: Path, db: sqlite3.Connection, create_for: Binding | None) -> b
     Raises GalleryError if it is not a gallery, is damaged, or is newer than this version.
     """
     if create_for is not None and is_blank(path, db):
-        lay_out(path, db, create_for)
+        create_schema(path, db, create_for)
     return _check(path, db) == SCHEMA
 
 
@@ -104,7 +104,7 @@ def is_blank(path: Path, db: sqlite3.Connection) -> bool:
     return db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0] == 0 and path.stat().st_size == 0
 
 
-def lay_out(path: Path, db: sqlite3.Connection, binding: Binding) -> None:
+def create_schema(path: Path, db: sqlite3.Connection, binding: Binding) -> None:
     """Turn a blank file into a gallery of a model's prints; a file that is not blank stays as it is.
 
     An index next to a blank file belongs to a file that is gone, and is erased. Raises GalleryError.
@@ -116,18 +116,18 @@ def lay_out(path: Path, db: sqlite3.Connection, binding: Binding) -> None:
         erase_index(index_path(path))
         for statement in _TABLES:
             db.execute(statement)
-        bind(db, binding)
+        write_binding(db, binding)
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         db.execute(f"PRAGMA user_version = {SCHEMA}")
 
 
-def bind(db: sqlite3.Connection, binding: Binding) -> None:
+def write_binding(db: sqlite3.Connection, binding: Binding) -> None:
     """Record what the prints are of."""
     db.execute("DELETE FROM binding")
     db.execute("INSERT INTO binding (embedding_id, dim, model, kind) VALUES (?, ?, ?, ?)", astuple(binding))
 
 
-def bound(path: Path, db: sqlite3.Connection) -> Binding:
+def read_binding(path: Path, db: sqlite3.Connection) -> Binding:
     """Return what the prints are of.
 
     Raises GalleryError if the file's contents are invalid, not confit-edge's, or by now of a newer version.
@@ -135,18 +135,18 @@ def bound(path: Path, db: sqlite3.Connection) -> Binding:
     _schema(path, db)
     row = db.execute("SELECT embedding_id, dim, model, kind FROM binding").fetchone()
     if row is None or [type(value) for value in row] != [str, int, str, str] or row[3] not in ("speaker", "sound", ""):
-        raise damaged(path)
+        raise damaged_error(path)
     return Binding(*row)
 
 
-def keep_index_digest(db: sqlite3.Connection, digest: str | None) -> None:
+def write_index_digest(db: sqlite3.Connection, digest: str | None) -> None:
     """Record the digest of the index file; None: there is no index."""
     db.execute("DELETE FROM index_file")
     if digest is not None:
         db.execute("INSERT INTO index_file (digest) VALUES (?)", (digest,))
 
 
-def index_digest(db: sqlite3.Connection) -> object:
+def read_index_digest(db: sqlite3.Connection) -> object:
     """The recorded digest of the index file; None if there is no index."""
     row = db.execute("SELECT digest FROM index_file").fetchone()
     return row and row[0]
@@ -159,8 +159,8 @@ def _check(path: Path, db: sqlite3.Connection) -> int:
     if _header(db, "application_id") != APPLICATION_ID:
         raise GalleryError(f"{path}: is an SQLite file, but not a confit-edge gallery: choose another --gallery")
     version = _schema(path, db)
-    if version < 1 or _is_cut(path, db) or db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-        raise damaged(path)
+    if version < 1 or _is_truncated(path, db) or db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+        raise damaged_error(path)
     return version
 
 
@@ -184,7 +184,7 @@ def _schema(path: Path, db: sqlite3.Connection) -> int:
     return version
 
 
-def _is_cut(path: Path, db: sqlite3.Connection) -> bool:
+def _is_truncated(path: Path, db: sqlite3.Connection) -> bool:
     """Whether the file ends within a page, which SQLite tolerates if only zeros are lost."""
     if db.in_transaction:
         return False  # during a migration, of a file that was complete when it was opened
@@ -209,29 +209,29 @@ def _header(db: sqlite3.Connection, field: str) -> int:
     return int(db.execute(f"PRAGMA {field}").fetchone()[0])
 
 
-def cannot_be_written(error: sqlite3.Error) -> bool:
+def is_write_failure(error: sqlite3.Error) -> bool:
     """Whether SQLite can still read the file: it or its folder is read-only, or there is no space."""
     code = getattr(error, "sqlite_errorname", "")
     return code.startswith(("SQLITE_READONLY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN"))
 
 
-def damaged(path: Path) -> GalleryError:
+def damaged_error(path: Path) -> GalleryError:
     return GalleryError(f"{path}: the gallery is damaged: restore a copy, or enroll again into another --gallery")
 
 
 @contextmanager
-def reported(path: Path) -> Iterator[None]:
+def sqlite_errors_reported(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into GalleryError, each naming the file."""
     try:
         yield
     except UnicodeDecodeError as error:  # in a text in the file, or in SQLite's own message about it
-        raise damaged(path) from error
+        raise damaged_error(path) from error
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorname", "")
         if code.startswith("SQLITE_NOTADB"):
             raise GalleryError(f"{path}: is not a gallery (not an SQLite file): choose another --gallery") from error
         if code.startswith("SQLITE_CORRUPT"):
-            raise damaged(path) from error
+            raise damaged_error(path) from error
         if code == "SQLITE_READONLY_ROLLBACK":
             raise GalleryError(f"{path}: a change to it was interrupted; open it once with write permission") from error
         if code.startswith("SQLITE_READONLY"):

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.arrays import Floats, is_number, whole
+from confit_runtime.arrays import Floats, check_count, is_number
 from confit_runtime.audio import SOUND_SUFFIXES, Pcm, check_rate, check_samples, load_clip, resample, to_mono
 from confit_runtime.batch import Batch
+from confit_runtime.chunk_scorer import ChunkScorer
 from confit_runtime.contract import DIGEST_KEY, Contract, read_sealed
 from confit_runtime.detect import NO_HOLD, Hold
 from confit_runtime.device_file import device_path, read_device_file
 from confit_runtime.errors import AudioError, ModelError, UsageError
 from confit_runtime.gemm import saturates
-from confit_runtime.names import known_names
-from confit_runtime.rows import RowMaker
+from confit_runtime.names import format_known_names
 from confit_runtime.session import State, bind, open_session
 from confit_runtime.shipped import did_you_mean, shipped_model
-from confit_runtime.synthetic import plain_sounds
+from confit_runtime.synthetic import common_sounds
 
 if TYPE_CHECKING:
     from confit_runtime.gallery import Gallery
@@ -67,10 +67,10 @@ def load(model: str | Path, *, threads: int = 1, calibrated: bool = True) -> Mod
     """
     if not isinstance(model, str | Path):
         raise UsageError(f"load takes a model file or the name of a shipped model, not {model!r}")
-    threads = whole(threads, "the number of threads", 1)
+    threads = check_count(threads, "the number of threads", 1)
     path = Path(model)
     try:
-        path = _found(model, path)
+        path = _find(model, path)
         contract, _, digest, sealed = read_sealed(path.read_bytes())
         # onnxruntime reads the file itself: it would keep a copy of bytes passed to it
         session = open_session(path, threads)
@@ -91,7 +91,7 @@ def load(model: str | Path, *, threads: int = 1, calibrated: bool = True) -> Mod
     return Model(path, contract, session, digest)
 
 
-def _found(model: str | Path, path: Path) -> Path:
+def _find(model: str | Path, path: Path) -> Path:
     """Return the path of a model file or of a shipped model.
 
     Raises UsageError if there is none, OSError if access is denied.
@@ -154,7 +154,7 @@ def _read_only(embeddings: Floats) -> Floats:
     return embeddings
 
 
-def _reopened(path: Path, threads: int, digest: str, contract: Contract, loaded: Thresholds) -> Model:
+def _reopen(path: Path, threads: int, digest: str, contract: Contract, loaded: Thresholds) -> Model:
     """Load a pickled model in another process. Raises ModelError if the file has changed since."""
     model = load(path, threads=threads, calibrated=False)
     if model.digest != digest:
@@ -178,7 +178,7 @@ class Model:
 
     def __reduce__(self) -> tuple[Callable[..., Model], tuple[object, ...]]:
         threads = self._session.get_session_options().intra_op_num_threads
-        return _reopened, (self.path.absolute(), threads, self.digest, self.contract, self._loaded)
+        return _reopen, (self.path.absolute(), threads, self.digest, self.contract, self._loaded)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -214,7 +214,7 @@ class Model:
         If the model cannot tell an enrolled sound from one of these, it cannot tell it from any sound of that kind.
         """
         rate = self.contract.sample_rate
-        return _read_only(np.stack([self.embed(sound, rate) for sound in plain_sounds(self.contract.window, rate)]))
+        return _read_only(np.stack([self.embed(sound, rate) for sound in common_sounds(self.contract.window, rate)]))
 
     def _held(self, output: str) -> Floats:
         """Embeddings `[n, dim]` that the file stores as an output of its graph; empty if there is no such output."""
@@ -266,7 +266,9 @@ class Model:
         levels = dict(self.contract.thresholds)
         for label, level in on.items():
             if label not in self.labels:
-                raise UsageError(f"{self.name} has no label {label!r} (it has {known_names(label, self.labels)})")
+                raise UsageError(
+                    f"{self.name} has no label {label!r} (it has {format_known_names(label, self.labels)})"
+                )
             if not is_number(level) or not 0.0 < level <= 1.0:  # with 0 a label fires only once: no score falls below
                 raise UsageError(f"the threshold of {label!r} must be above 0 and at most 1; it is {level!r}")
             levels[label] = {**levels[label], "on": float(level), "off": min(float(level), self._loaded[label]["off"])}
@@ -320,7 +322,7 @@ class Model:
             left = (contract.window - len(clip)) // 2
             clip = np.pad(clip, (left, contract.window - len(clip) - left))
         clip = np.pad(clip, (0, -(len(clip) - contract.window) % contract.hop))
-        scores, embedding = zip(*RowMaker(self).push(clip, last=True), strict=True)
+        scores, embedding = zip(*ChunkScorer(self).push(clip, last=True), strict=True)
         return np.concatenate(scores), np.concatenate(embedding)
 
     def embed(self, pcm: npt.ArrayLike | str | Path, sample_rate: int | None = None) -> Floats:
@@ -340,11 +342,11 @@ class Model:
         A clip is what `rows` takes: a file, or floats in -1..1 or int16 with their rate. Raises AudioError, UsageError
         (also for a model without labels, such as one for voices), and ModelError if the model's scores are NaN.
         """
-        from confit_runtime.voiced import trimmed  # not imported on a device that only listens
+        from confit_runtime.voice_activity import trim_silence  # not imported on a device that only listens
 
         check_labels(self.name, self.contract.target_labels, "nothing to classify")
         clip, rate = self._clip(pcm, sample_rate), self.contract.sample_rate
-        scores = self.rows(trimmed(clip, rate) if len(clip) > self.contract.window else clip, rate)[0].mean(axis=0)
+        scores = self.rows(trim_silence(clip, rate) if len(clip) > self.contract.window else clip, rate)[0].mean(axis=0)
         if not np.isfinite(scores).all():
             raise ModelError(f"{self.path}: scores this clip as NaN: is the model damaged? Export it again")
         by_label = {label: float(score) for label, score in zip(self.labels, scores, strict=True)}

@@ -11,14 +11,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.arrays import Bools, Floats, Places, floats
+from confit_runtime.arrays import Bools, Floats, Indices, as_floats
 from confit_runtime.errors import UsageError
-from confit_runtime.matcher import unit
-from confit_runtime.migrations import damaged
+from confit_runtime.matcher import l2_normalise
+from confit_runtime.migrations import damaged_error
 
-ROWS_AT_ONCE = 20_000
-ASKED_AT_ONCE = 400  # prints requested by one statement, by two values each; SQLite accepts at least 999
-LENGTH_WITHIN = 1e-4  # of 1: an undamaged print's length; float32 keeps it a hundred times closer
+FETCH_BATCH = 20_000
+QUERY_BATCH = 400  # prints requested by one statement, by two values each; SQLite accepts at least 999
+NORM_TOLERANCE = 1e-4  # of 1: an undamaged print's length; float32 keeps it a hundred times closer
 
 
 @dataclass(frozen=True)
@@ -40,26 +40,26 @@ class Print:
         return self.embedding.astype("<f4").tobytes()
 
 
-class Counts(NamedTuple):
+class PrintCounts(NamedTuple):
     """How many prints a name has, and how many negative ones."""
 
     prints: int = 0
     negative_prints: int = 0
 
 
-def checked(
+def check_enrollment(
     name: str, embeddings: npt.ArrayLike, dim: int, sources: Sequence[str | Path], audio: Sequence[bytes] | None
 ) -> Floats:
     """The embeddings `[n, dim]` (n >= 1) to enroll for `name`. Raises UsageError if they are invalid."""
-    rows = checked_rows(name, embeddings, dim)
+    rows = check_embeddings(name, embeddings, dim)
     if len(sources) != len(rows) or len(audio or sources) != len(rows):
         raise UsageError(f"{len(rows)} embeddings to enroll, but {len(sources)} sources")
     return rows
 
 
-def checked_rows(name: str, embeddings: npt.ArrayLike, dim: int) -> Floats:
+def check_embeddings(name: str, embeddings: npt.ArrayLike, dim: int) -> Floats:
     """Embeddings `[n, dim]` (n >= 1) of `name`. Raises UsageError if they are invalid."""
-    rows = floats(embeddings, f"embeddings [n, {dim}]")
+    rows = as_floats(embeddings, f"embeddings [n, {dim}]")
     if rows.ndim != 2 or rows.shape[1] != dim or len(rows) == 0:
         raise UsageError(f"embeddings to enroll must have the shape [n, {dim}], got {list(rows.shape)}")
     lengths = np.linalg.norm(rows, axis=1)
@@ -70,35 +70,38 @@ def checked_rows(name: str, embeddings: npt.ArrayLike, dim: int) -> Floats:
 
 def to_blobs(embeddings: Floats) -> list[bytes]:
     """Embeddings `[n, dim]` as stored in the file: of length 1, little-endian float32."""
-    return [row.tobytes() for row in unit(embeddings).astype("<f4")]
+    return [row.tobytes() for row in l2_normalise(embeddings).astype("<f4")]
 
 
 def from_blobs(path: Path, blobs: Sequence[object], dim: int) -> Floats:
     """Embeddings `[n, dim]` from the bytes in the file. Raises GalleryError for invalid ones."""
     if any(not isinstance(blob, bytes) or len(blob) != 4 * dim for blob in blobs):
-        raise damaged(path)
+        raise damaged_error(path)
     embeddings = np.frombuffer(b"".join(blobs), "<f4").reshape(len(blobs), dim)  # type: ignore[arg-type]
     # large numbers would overflow when squared
-    if not (np.abs(embeddings) <= 1.01).all() or not (np.abs(_squares(embeddings) - 1.0) <= 2.0 * LENGTH_WITHIN).all():
-        raise damaged(path)
+    if (
+        not (np.abs(embeddings) <= 1.01).all()
+        or not (np.abs(_squared_norms(embeddings) - 1.0) <= 2.0 * NORM_TOLERANCE).all()
+    ):
+        raise damaged_error(path)
     return embeddings.astype(np.float32, copy=False)
 
 
-def _squares(rows: Floats) -> Floats:
+def _squared_norms(rows: Floats) -> Floats:
     """The square of each row's length, without a second copy of the rows."""
     squares: Floats = np.einsum("nd,nd->n", rows, rows)
     return squares
 
 
 @dataclass(frozen=True)
-class Held:
+class StoredPrints:
     """The prints of one sign as they were read, ordered by name: ids `[n]`, their names' ids, and embeddings `[n, dim]`."""
 
-    ids: Places
-    owners: Places
+    ids: Indices
+    owners: Indices
     prints: Floats
 
-    def find(self, ids: Places, owners: Places, beginnings: Floats) -> tuple[Places, Bools]:
+    def find(self, ids: Indices, owners: Indices, beginnings: Floats) -> tuple[Indices, Bools]:
         """Where a file's prints are among these, and which are: an id may have been given to another print meanwhile."""
         if not len(self.ids):
             return np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
@@ -108,16 +111,16 @@ class Held:
         return at, same & (self.prints[at, : beginnings.shape[1]] == beginnings).all(axis=1)
 
 
-class Listed(NamedTuple):
+class PrintListing(NamedTuple):
     """Which prints a file holds: their ids `[n]`, their names' ids, their signs, and their first numbers."""
 
-    ids: Places
-    owners: Places
-    negative: Places
+    ids: Indices
+    owners: Indices
+    negative: Indices
     beginnings: Floats  # `[n, 2]`
 
 
-def list_prints(path: Path, db: sqlite3.Connection, dim: int) -> Listed:
+def list_prints(path: Path, db: sqlite3.Connection, dim: int) -> PrintListing:
     """All prints, in no order. Fetched as text, because a hundred thousand rows take longer. Raises GalleryError."""
     row = db.execute(
         "SELECT group_concat(id, ' '), group_concat(CAST(name_id AS INTEGER), ' '),"
@@ -127,13 +130,15 @@ def list_prints(path: Path, db: sqlite3.Connection, dim: int) -> Listed:
     beginnings = np.frombuffer(bytes.fromhex(row[3] or ""), np.uint8)
     width = min(8, 4 * dim)
     if not len(ids) == len(owners) == len(negative) == len(beginnings) / width:
-        raise damaged(path)
-    return Listed(ids, owners, negative, beginnings.view("<f4").reshape(-1, width // 4).astype(np.float32, copy=False))
+        raise damaged_error(path)
+    return PrintListing(
+        ids, owners, negative, beginnings.view("<f4").reshape(-1, width // 4).astype(np.float32, copy=False)
+    )
 
 
-def read_again(
-    path: Path, db: sqlite3.Connection, dim: int, listed: Listed, before: Held, *, negative: bool
-) -> tuple[Held, Places]:
+def refresh_prints(
+    path: Path, db: sqlite3.Connection, dim: int, listed: PrintListing, before: StoredPrints, *, negative: bool
+) -> tuple[StoredPrints, Indices]:
     """The current prints of a sign, and the index of each in `before`, or -1 for a new one; only new ones are read.
 
     Raises GalleryError for invalid contents.
@@ -144,47 +149,47 @@ def read_again(
     at, same = before.find(ids, owners, listed.beginnings[rows])
     if same.all() and len(ids) == len(before.ids):
         return before, at
-    if np.count_nonzero(~same) > max(ASKED_AT_ONCE, len(ids) // 2):
+    if np.count_nonzero(~same) > max(QUERY_BATCH, len(ids) // 2):
         return read_prints(path, db, dim, negative=negative), np.where(same, at, -1)
-    new = _read_some(path, db, dim, ids[~same])
+    new = _read_by_ids(path, db, dim, ids[~same])
     prints = before.prints[np.where(same, at, 0)] if same.any() else np.empty((len(ids), dim), np.float32)
     prints[~same] = new
-    return Held(ids, owners, prints), np.where(same, at, -1)
+    return StoredPrints(ids, owners, prints), np.where(same, at, -1)
 
 
-def _read_some(path: Path, db: sqlite3.Connection, dim: int, ids: Places) -> Floats:
+def _read_by_ids(path: Path, db: sqlite3.Connection, dim: int, ids: Indices) -> Floats:
     blobs: dict[int, object] = {}
-    for start in range(0, len(ids), ASKED_AT_ONCE):
-        some = ids[start : start + ASKED_AT_ONCE].tolist()
+    for start in range(0, len(ids), QUERY_BATCH):
+        some = ids[start : start + QUERY_BATCH].tolist()
         blobs |= db.execute(f"SELECT id, embedding FROM prints WHERE id IN ({','.join('?' * len(some))})", some)
     return from_blobs(path, [blobs[number] for number in ids.tolist()], dim)
 
 
-def read_prints(path: Path, db: sqlite3.Connection, dim: int, *, negative: bool) -> Held:
+def read_prints(path: Path, db: sqlite3.Connection, dim: int, *, negative: bool) -> StoredPrints:
     """All prints of a sign. Raises GalleryError for invalid contents."""
     found = db.execute(
         "SELECT id, name_id, embedding FROM prints WHERE negative = ? ORDER BY name_id, id", (int(negative),)
     )
     ids, owners, parts = [], [], [np.zeros((0, dim), np.float32)]
-    while some := found.fetchmany(ROWS_AT_ONCE):
+    while some := found.fetchmany(FETCH_BATCH):
         ids += [number for number, _, _ in some]
         owners += [name_id for _, name_id, _ in some]
         parts.append(from_blobs(path, [blob for _, _, blob in some], dim))
     if any(type(number) is not int for number in (*ids, *owners)):
-        raise damaged(path)
-    return Held(np.array(ids, np.int64), np.array(owners, np.int64), np.concatenate(parts))
+        raise damaged_error(path)
+    return StoredPrints(np.array(ids, np.int64), np.array(owners, np.int64), np.concatenate(parts))
 
 
-def places_among(path: Path, names: Sequence[int], owners: Places) -> Places:
+def owner_indices(path: Path, names: Sequence[int], owners: Indices) -> Indices:
     """The indices of the prints' names among `names`, ascending ids. Raises GalleryError for a print without a name."""
     ids = np.array(names, np.int64)
     places = np.searchsorted(ids, owners)
     if len(owners) and (not len(ids) or (ids[np.minimum(places, len(ids) - 1)] != owners).any()):
-        raise damaged(path)
+        raise damaged_error(path)
     return places
 
 
-def read_counts(path: Path, db: sqlite3.Connection, name: str | None = None) -> dict[str, Counts]:
+def read_counts(path: Path, db: sqlite3.Connection, name: str | None = None) -> dict[str, PrintCounts]:
     """How many prints each name has, sorted by name, or only one name. Raises GalleryError for invalid contents."""
     rows = db.execute(
         "SELECT name, SUM(negative = 0), SUM(negative = 1) FROM prints JOIN names ON name_id = names.id"
@@ -192,16 +197,16 @@ def read_counts(path: Path, db: sqlite3.Connection, name: str | None = None) -> 
         () if name is None else (name,),
     ).fetchall()
     if any([type(value) for value in row] != [str, int, int] for row in rows):
-        raise damaged(path)
-    return {name: Counts(prints, negatives) for name, prints, negatives in rows}
+        raise damaged_error(path)
+    return {name: PrintCounts(prints, negatives) for name, prints, negatives in rows}
 
 
-def read_holders(db: sqlite3.Connection, blobs: Iterable[bytes]) -> dict[bytes, set[str]]:
+def read_owners(db: sqlite3.Connection, blobs: Iterable[bytes]) -> dict[bytes, set[str]]:
     """For each of these prints, the names that have it."""
     found: dict[bytes, set[str]] = {blob: set() for blob in blobs}
     asked = list(found)
-    for start in range(0, len(asked), ASKED_AT_ONCE):
-        some = asked[start : start + ASKED_AT_ONCE]
+    for start in range(0, len(asked), QUERY_BATCH):
+        some = asked[start : start + QUERY_BATCH]
         these = ",".join("?" * len(some))
         rows = db.execute(
             "SELECT name, embedding FROM prints JOIN names ON name_id = names.id"
@@ -213,21 +218,21 @@ def read_holders(db: sqlite3.Connection, blobs: Iterable[bytes]) -> dict[bytes, 
     return found
 
 
-def read_indexed(path: Path, db: sqlite3.Connection, dim: int) -> tuple[Places, Floats]:
+def read_indexed(path: Path, db: sqlite3.Connection, dim: int) -> tuple[Indices, Floats]:
     """The contents of an index: ids `[n]` and embeddings `[n, dim]`. Raises GalleryError for invalid contents."""
     held = read_prints(path, db, dim, negative=False)
-    places_among(path, [name_id for (name_id,) in db.execute("SELECT id FROM names ORDER BY id")], held.owners)
+    owner_indices(path, [name_id for (name_id,) in db.execute("SELECT id FROM names ORDER BY id")], held.owners)
     return held.ids, held.prints
 
 
-def holds(ids: Places, prints: Floats, some: Places, those: Floats) -> bool:
+def contains_prints(ids: Indices, prints: Floats, some: Indices, those: Floats) -> bool:
     """Whether all of the ids `some` are among `ids`, with the prints `those`."""
     order = np.argsort(ids)
     at = order[np.searchsorted(ids[order], some[np.isin(some, ids)])]
     return len(at) == len(some) and np.array_equal(prints[at], those)
 
 
-def new_places(blobs: Sequence[bytes], known: Collection[bytes]) -> list[int]:
+def new_print_indices(blobs: Sequence[bytes], known: Collection[bytes]) -> list[int]:
     """The indices of the prints that are neither in `known` nor a copy of an earlier one."""
     seen, places = set(known), []
     for at, blob in enumerate(blobs):

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from confit_runtime.arrays import duration
+from confit_runtime.arrays import check_duration
 from confit_runtime.audio import Pcm
 from confit_runtime.channels import ChannelCheck
 from confit_runtime.errors import DeviceError, UsageError
 from confit_runtime.frames import FRAME_S
-from confit_runtime.soundcheck import Soundcheck, fault_of, soundcheck
+from confit_runtime.soundcheck import Soundcheck, find_fault, soundcheck
 from confit_runtime.sources import Gap, Notice, Pause, Source
 
 Show = Callable[[float, Pcm], None]  # seconds left (below 0: of the countdown), and the newest sound
@@ -50,8 +50,8 @@ def record_clip(
     before the clip does.
     """
     check_live(source)
-    seconds = duration(seconds, "the length of a clip", FRAME_S)
-    countdown_s = max(duration(countdown_s, "the countdown of a clip"), 2 * FRAME_S)
+    seconds = check_duration(seconds, "the length of a clip", FRAME_S)
+    countdown_s = max(check_duration(countdown_s, "the countdown of a clip"), 2 * FRAME_S)
     begin = time.monotonic() + countdown_s
     wanted, parts, taken, lost = round(seconds * source.rate), [np.zeros(0, np.float32)], 0, 0
     channels = ChannelCheck()
@@ -82,7 +82,7 @@ def record_clip(
             clip = np.concatenate(parts)[:wanted]
             check = soundcheck(clip, source.rate, channels)
             return Take(
-                clip, source.rate, check, "some of its sound was lost" if lost else fault_of(check, quiet=quiet)
+                clip, source.rate, check, "some of its sound was lost" if lost else find_fault(check, quiet=quiet)
             )
     raise DeviceError(f"{source.name}: ended before the clip did")
 

@@ -16,19 +16,19 @@ import numpy as np
 
 from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm, StreamResampler, check_samples, decode, open_sound, sound_seconds
+from confit_runtime.chunk_scorer import ChunkScorer
 from confit_runtime.digest import sha256
-from confit_runtime.errors import AudioError, UsageError, of_clip
-from confit_runtime.files import default_cache, write_whole
+from confit_runtime.errors import AudioError, UsageError, clip_errors
+from confit_runtime.files import default_cache, write_atomic
+from confit_runtime.formatting import format_count
 from confit_runtime.model import Model
-from confit_runtime.rows import RowMaker
-from confit_runtime.wording import counted
 
 log = logging.getLogger(__name__)
 
-LONG_S = 1800.0  # a longer recording counts as several of this length
-SHORT_S = 60.0  # shorter files in a folder count as one recording, made in one go
+MAX_UNIT_S = 1800.0  # a longer recording counts as several of this length
+MIN_UNIT_S = 60.0  # shorter files in a folder count as one recording, made in one go
 _READ_BYTES = 1 << 20
-_NOTHING: Floats = np.zeros(0, np.float32)
+_NO_ROWS: Floats = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class RowCache:
     def rows(self, model: Model, path: Path, tell: Callable[[float], None]) -> tuple[Floats, float]:
         """`stream_rows` of a file, and its seconds, from the cache if available. Raises what `stream_rows` does."""
         kept = self.folder / model.digest[:32] / f"{_digest(path)[:32]}.npy"
-        rows = _NOTHING
+        rows = _NO_ROWS
         with self._going_on():
-            rows = _rows_in(kept)
+            rows = _load_rows(kept)
         if rows.ndim == 2 and rows.shape[1] == len(model.labels) and rows.dtype == np.float32:
             seconds = sound_seconds(path)
             tell(seconds)
@@ -73,7 +73,7 @@ class RowCache:
         data = io.BytesIO()
         np.save(data, rows, allow_pickle=False)
         with self._going_on():
-            write_whole(kept, data.getvalue())
+            write_atomic(kept, data.getvalue())
         return rows, seconds
 
     @contextmanager
@@ -87,12 +87,12 @@ class RowCache:
             self._told = True
 
 
-def _rows_in(kept: Path) -> Floats:
+def _load_rows(kept: Path) -> Floats:
     """The rows in a cache file; empty if it is missing or damaged, so that they are computed again."""
     try:
         rows: Floats = np.load(kept, allow_pickle=False)
     except (FileNotFoundError, ValueError, EOFError):
-        return _NOTHING
+        return _NO_ROWS
     return rows
 
 
@@ -106,26 +106,28 @@ def score_recordings(
     AudioError; an unusable file is the error's `clip`.
     """
     lengths = {path: sound_seconds(path) for path in paths}
-    refuse_twins(paths)
+    check_duplicate_recordings(paths)
     whole, done = sum(lengths.values()), 0.0
     together: dict[str, list[tuple[Path, Floats, float]]] = {}
     found: list[Recording] = []
     for path, length in lengths.items():
-        with of_clip(path):
-            rows, seconds = cache.rows(model, path, partial(_tell_sum, tell, path.name, done, whole))
+        with clip_errors(path):
+            rows, seconds = cache.rows(model, path, partial(_report_total, tell, path.name, done, whole))
         done += length
-        if seconds < SHORT_S:
+        if seconds < MIN_UNIT_S:
             together.setdefault(str(path.parent), []).append((path, rows, seconds))
         else:
             found += _split(str(path), rows, seconds)
     for folder, parts in together.items():
         files, pieces, lengths_s = zip(*parts, strict=True)
         places = [(str(path), 0.0) for path in files]
-        found.append(Recording(f"{folder} ({counted(len(parts), 'short file')})", list(pieces), sum(lengths_s), places))
+        found.append(
+            Recording(f"{folder} ({format_count(len(parts), 'short file')})", list(pieces), sum(lengths_s), places)
+        )
     return found
 
 
-def refuse_twins(paths: Sequence[Path]) -> None:
+def check_duplicate_recordings(paths: Sequence[Path]) -> None:
     """Raise UsageError if two files are the same recording, or one is listed twice: its hours would count twice."""
     sizes = Counter(path.stat().st_size for path in paths)
     first: dict[str, Path] = {}
@@ -150,8 +152,8 @@ def stream_rows(model: Model, path: Path, tell: Callable[[float], None] = lambda
     with open_sound(path) as sound:
         rate = int(sound.samplerate)
         resampler = StreamResampler(rate, model.contract.sample_rate)
-        before, after = _silences(model)
-        maker, samples, sounds = RowMaker(model), 0, False
+        before, after = _silence_padding(model)
+        maker, samples, sounds = ChunkScorer(model), 0, False
         parts = list(maker.push(before))
         for block in decode(sound):
             check_samples(block, path)
@@ -170,19 +172,19 @@ def stream_rows(model: Model, path: Path, tell: Callable[[float], None] = lambda
 
 def clip_rows(model: Model, pcm: Pcm) -> Floats:
     """Score rows of a clip at the model's rate as a stream hears it between two silences, one row per hop of all that."""
-    before, after = _silences(model)
-    parts = RowMaker(model).push(np.concatenate([before, pcm, after]), last=True)
+    before, after = _silence_padding(model)
+    parts = ChunkScorer(model).push(np.concatenate([before, pcm, after]), last=True)
     return np.concatenate([scores for scores, _ in parts])
 
 
-def _silences(model: Model) -> tuple[Pcm, Pcm]:
+def _silence_padding(model: Model) -> tuple[Pcm, Pcm]:
     """The silence before and after a sound that is needed to make, and smooth, every row that covers it."""
     contract = model.contract
     tail = contract.latency_samples + (contract.smoothing_hops + contract.min_hops) * contract.hop
     return np.zeros(contract.window, np.float32), np.zeros(tail + contract.hop, np.float32)
 
 
-def _tell_sum(
+def _report_total(
     tell: Callable[[str, float, float], None], name: str, before: float, whole: float, seconds: float
 ) -> None:
     tell(name, before + seconds, whole)
@@ -190,7 +192,7 @@ def _tell_sum(
 
 def _split(name: str, rows: Floats, seconds: float) -> list[Recording]:
     """A recording as one, or, if it is long, as several of equal length."""
-    count = max(1, round(seconds / LONG_S))
+    count = max(1, round(seconds / MAX_UNIT_S))
     parts = np.array_split(rows, count)
     names = [name] if count == 1 else [f"{name} ({part + 1} of {count})" for part in range(count)]
     return [

@@ -12,7 +12,7 @@ DEBOUNCE_S = 1.0  # false accepts of one label closer than this count as one
 
 
 @dataclass(frozen=True)
-class Heard:
+class SoundEvent:
     """A label and its span in seconds: a sound that is present, or a detection with its score."""
 
     label: str
@@ -26,7 +26,7 @@ class Score:
     """`found_by[i]` is the index of the detection that found sound i, or None; `false_accepts` are debounced."""
 
     found_by: list[int | None]
-    false_accepts: list[Heard]
+    false_accepts: list[SoundEvent]
 
     @property
     def found(self) -> list[bool]:
@@ -38,12 +38,12 @@ class Score:
         return sum(self.found) / len(self.found) if self.found else float("nan")
 
 
-def reach(sound: Heard) -> tuple[float, float]:
+def detection_window(sound: SoundEvent) -> tuple[float, float]:
     """The interval, in seconds, in which a detection of this sound must end."""
     return sound.start_s - EARLY_S, sound.end_s + LATE_S
 
 
-def score_detections(truth: list[Heard], detections: Iterable[Heard]) -> Score:
+def score_detections(truth: list[SoundEvent], detections: Iterable[SoundEvent]) -> Score:
     """Match detections with the sounds that are present.
 
     A detection is true if a sound of its label ends at most 1 s before the detection does, and has begun by then (with
@@ -52,8 +52,8 @@ def score_detections(truth: list[Heard], detections: Iterable[Heard]) -> Score:
     neither as another hit nor as a false accept. Everything else is a false accept, including a wrong label.
     """
     found_by: list[int | None] = [None] * len(truth)
-    false_accepts: list[Heard] = []
-    reaches = [reach(sound) for sound in truth]
+    false_accepts: list[SoundEvent] = []
+    reaches = [detection_window(sound) for sound in truth]
     last: dict[str, float] = {}  # when the last false accept of each label ended
     coming: dict[str, deque[int]] = defaultdict(deque)  # by label, in time order: sounds that have not begun
     near: dict[str, list[int]] = defaultdict(list)  # and those that may still be detected

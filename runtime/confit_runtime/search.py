@@ -14,16 +14,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from confit_runtime.arrays import Floats, Places
+from confit_runtime.arrays import Floats, Indices
 from confit_runtime.errors import GalleryError, UsageError
-from confit_runtime.files import OURS, partial_folder, partial_folders, remove_left
+from confit_runtime.files import PRIVATE_MODE, partial_folder, partial_folders, remove_leftovers
 
 CONNECTIVITY, BUILD_EFFORT, SEARCH_EFFORT = 24, 160, 768  # of the index's graph: trades recall against time
-OVERSAMPLED = 2  # candidates of an index per print requested, then compared in full: the index stores 8 bits per number
-TOLD_EVERY = 5_000  # prints between two progress reports of an index in the making
-LATER = 1_000  # prints added or removed since a search was made, before a new one is made
-CHECKED = 16  # vectors of an index compared with the gallery's
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
+OVERSAMPLING = (
+    2  # candidates of an index per print requested, then compared in full: the index stores 8 bits per number
+)
+PROGRESS_INTERVAL = 5_000  # prints between two progress reports of an index in the making
+MAX_PENDING_CHANGES = 1_000  # prints added or removed since a search was made, before a new one is made
+SAMPLE_CHECKS = 16  # vectors of an index compared with the gallery's
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ log = logging.getLogger(__name__)
 class Search(Protocol):
     """Finds rows of `prints [n, dim]`."""
 
-    def nearest(self, unit: Floats, count: int) -> Places:
+    def nearest(self, unit: Floats, count: int) -> Indices:
         """The rows nearest to `unit [dim]`, in no order: `count` of them, or all there are."""
 
 
@@ -45,17 +47,17 @@ class ExactSearch:
     def __init__(self, prints: Floats) -> None:
         self._prints = np.asfortranarray(prints)
 
-    def nearest(self, unit: Floats, count: int) -> Places:
+    def nearest(self, unit: Floats, count: int) -> Indices:
         return _nearest(self._prints, unit, count)
 
 
-class LaterSearch:
+class IncrementalSearch:
     """Uses a search of earlier prints, and compares with each print that was added since.
 
     For a hundred thousand prints, making a new search takes longer than live sound can wait.
     """
 
-    def __init__(self, before: Search, rows: Places, prints: Floats) -> None:
+    def __init__(self, before: Search, rows: Indices, prints: Floats) -> None:
         """`rows` are the rows of the prints of `before` in `prints [n, dim]`, -1 for a removed one."""
         self._before, self._rows, self._prints = before, rows, prints
         there = np.zeros(len(prints), bool)
@@ -63,15 +65,19 @@ class LaterSearch:
         self._later, self._gone = np.flatnonzero(~there), int(np.count_nonzero(rows < 0))
 
     @staticmethod
-    def of(before: Search, rows: Places, prints: Floats) -> Search:
+    def of(before: Search, rows: Indices, prints: Floats) -> Search:
         """The search to use: a new one, if many prints were added or removed."""
-        if isinstance(before, LaterSearch):
+        if isinstance(before, IncrementalSearch):
             rows = np.append(rows, -1)[before._rows]
             before = before._before
-        search = LaterSearch(before, rows, prints)
-        return search if len(search._later) + search._gone <= max(LATER, len(prints) // 10) else ExactSearch(prints)
+        search = IncrementalSearch(before, rows, prints)
+        return (
+            search
+            if len(search._later) + search._gone <= max(MAX_PENDING_CHANGES, len(prints) // 10)
+            else ExactSearch(prints)
+        )
 
-    def nearest(self, unit: Floats, count: int) -> Places:
+    def nearest(self, unit: Floats, count: int) -> Indices:
         found = self._rows[self._before.nearest(unit, count + self._gone)]
         rows = np.concatenate([found[found >= 0], self._later])
         return rows[_nearest(self._prints[rows], unit, count)]
@@ -84,7 +90,7 @@ class IndexSearch:
     is read from the disk. Once its file is written to, when it is erased or replaced, all prints are compared.
     """
 
-    def __init__(self, path: Path, ids: Places, prints: Floats, digest: object, effort: int = SEARCH_EFFORT) -> None:
+    def __init__(self, path: Path, ids: Indices, prints: Floats, digest: object, effort: int = SEARCH_EFFORT) -> None:
         """`ids [n]` are those of `prints [n, dim]` in the gallery; `effort` is how many candidates a search keeps.
 
         `digest` is what `build_index` returned. Raises GalleryError for another file, and for an index of other
@@ -93,20 +99,20 @@ class IndexSearch:
         self._file = _open(path)
         weakref.finalize(self, os.close, self._file)
         self._opened = self._written()
-        self._index = _restored(path, self._file, digest)
+        self._index = _load_index(path, self._file, digest)
         self._index.expansion_search = effort
         self._order = np.argsort(ids)
         self._ids = ids[self._order]
         inside = self._index.contains(ids.astype(np.uint64)) if len(ids) else np.zeros(0, bool)
         self._later = np.flatnonzero(~inside)
         self._prints = prints
-        some = np.flatnonzero(inside)[:: max(1, int(inside.sum()) // CHECKED)][:CHECKED]
+        some = np.flatnonzero(inside)[:: max(1, int(inside.sum()) // SAMPLE_CHECKS)][:SAMPLE_CHECKS]
         if len(self._index) != inside.sum() or not all(self._same(ids[row], prints[row]) for row in some):
-            raise _stale(path)
+            raise _stale_error(path)
 
-    def nearest(self, unit: Floats, count: int) -> Places:
+    def nearest(self, unit: Floats, count: int) -> Indices:
         if self._written() == self._opened:  # reading a truncated file would crash the process
-            found = self._index.search(unit, count * OVERSAMPLED).keys.astype(np.int64)
+            found = self._index.search(unit, count * OVERSAMPLING).keys.astype(np.int64)
             if self._written() == self._opened:  # still unchanged: the result comes from a complete index
                 rows = np.concatenate([self._order[np.searchsorted(self._ids, found)], self._later])
                 return rows[_nearest(self._prints[rows], unit, count)]
@@ -122,7 +128,7 @@ class IndexSearch:
         return kept.shape == print_.shape and float(kept @ print_) > 0.98 * float(np.linalg.norm(kept))
 
 
-def _nearest(prints: Floats, unit: Floats, count: int) -> Places:
+def _nearest(prints: Floats, unit: Floats, count: int) -> Indices:
     """The rows of `prints [n, dim]` nearest to `unit [dim]`, in no order: `count` of them, or all there are."""
     if count >= len(prints):
         return np.arange(len(prints))
@@ -136,10 +142,10 @@ def index_path(gallery: Path) -> Path:
 
 def build_index(
     path: Path,
-    ids: Places,
+    ids: Indices,
     prints: Floats,
     progress: Callable[[int, int], None] | None = None,
-    mode: int = OURS,
+    mode: int = PRIVATE_MODE,
     placing: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> str:
     """Write an index of `prints [n, dim]`, complete or not at all. Returns the SHA-256 of the file.
@@ -157,16 +163,16 @@ def build_index(
         expansion_add=BUILD_EFFORT,
         expansion_search=SEARCH_EFFORT,
     )
-    for start in range(0, len(ids), TOLD_EVERY):
-        block = slice(start, start + TOLD_EVERY)
+    for start in range(0, len(ids), PROGRESS_INTERVAL):
+        block = slice(start, start + PROGRESS_INTERVAL)
         index.add(ids[block].astype(np.uint64), prints[block])
         if progress is not None:
-            progress(min(start + TOLD_EVERY, len(ids)), len(ids))
+            progress(min(start + PROGRESS_INTERVAL, len(ids)), len(ids))
     try:
-        remove_left(path)
+        remove_leftovers(path)
         with partial_folder(path) as folder:
             temporary = folder / path.name
-            temporary.touch(OURS)
+            temporary.touch(PRIVATE_MODE)
             index.save(str(temporary))
             temporary.chmod(mode)
             with temporary.open("rb") as file:
@@ -193,7 +199,7 @@ def erase_index(path: Path) -> None:
             raise GalleryError(
                 f"{held}: the index cannot be erased ({error.strerror}), so nothing was changed: remove it by hand"
             ) from error
-    remove_left(path)
+    remove_leftovers(path)
 
 
 def _erase(path: Path) -> None:
@@ -208,7 +214,7 @@ def _erase(path: Path) -> None:
     elif S_ISREG(there.st_mode) and there.st_nlink > 1:
         stays = f"has another hard link, so it remains there (`find / -xdev -inum {there.st_ino}` finds it)"
     elif S_ISREG(there.st_mode):
-        with open(path, "r+b", opener=lambda name, flags: os.open(name, flags | _NO_LINK)) as file:
+        with open(path, "r+b", opener=lambda name, flags: os.open(name, flags | _NOFOLLOW)) as file:
             if os.path.samestat(there, os.fstat(file.fileno())):
                 for _ in range(0, there.st_size, 1 << 20):
                     file.write(bytes(1 << 20))
@@ -225,7 +231,7 @@ def _open(path: Path) -> int:
         raise GalleryError(f"{path}: the index cannot be read ({error.strerror})") from error
 
 
-def _restored(path: Path, descriptor: int, digest: object) -> Any:
+def _load_index(path: Path, descriptor: int, digest: object) -> Any:
     """The index in an open file.
 
     Raises GalleryError if it is not the recorded one: a damaged one would crash the process.
@@ -235,7 +241,7 @@ def _restored(path: Path, descriptor: int, digest: object) -> Any:
             same = _digest(file) == digest
         if same and (index := _usearch().Index.restore(str(path), view=True)) is not None:
             return index
-    raise _stale(path)
+    raise _stale_error(path)
 
 
 def _digest(file: BufferedReader) -> str:
@@ -245,7 +251,7 @@ def _digest(file: BufferedReader) -> str:
     return file_digest(file, "sha256").hexdigest()
 
 
-def _stale(path: Path) -> GalleryError:
+def _stale_error(path: Path) -> GalleryError:
     return GalleryError(f"{path}: is not this gallery's current index: make it again with `confit-edge gallery index`")
 
 

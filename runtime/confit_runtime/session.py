@@ -31,7 +31,7 @@ def open_session(model: bytes | Path, threads: int, *, as_written: bool = False)
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     # spinning threads would occupy a core between two hops of a microphone
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if isinstance(model, Path) and not _takes(model):
+    if isinstance(model, Path) and not _can_open(model):
         model = model.read_bytes()
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -40,7 +40,7 @@ def open_session(model: bytes | Path, threads: int, *, as_written: bool = False)
         raise ModelError(f"onnxruntime {onnxruntime.__version__} cannot run this model ({reason})") from error
 
 
-def _takes(path: Path) -> bool:
+def _can_open(path: Path) -> bool:
     """Whether onnxruntime can open a file: it supports only names in UTF-8."""
     try:
         str(path).encode()

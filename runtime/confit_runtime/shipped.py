@@ -11,7 +11,7 @@ _HERE = Path(__file__).resolve().parent
 MODELS = _HERE / "models" if (_HERE / "models").is_dir() else _HERE.parents[1] / "models"
 
 
-def as_asked_for(path: Path) -> str:
+def display_name(path: Path) -> str:
     """A model file as a user names it: a shipped one by its name, any other by its path."""
     return path.stem if path.parent == MODELS else str(path)
 

@@ -11,19 +11,19 @@ import numpy as np
 from confit_runtime.audio import Pcm, check_samples
 from confit_runtime.channels import ONE_CHANNEL, ChannelCheck
 from confit_runtime.errors import AudioError
-from confit_runtime.frames import QUIETEST_DB, decibel, frame_levels, runs
+from confit_runtime.frames import FLOOR_DB, frame_levels, runs, to_db
 from confit_runtime.sources.base import MICROPHONE_AWAY, OVERRUN
 
 CLIPPED = 1e-4  # share of clipped samples that is too much
 
 _SPEECH_HZ = 8_000.0  # the band of speech that a device should hear
 _SPECTRUM = 1024
-_AT_ONCE = 1000  # spectra
-_WHY_LOST = {  # by a gap's reason
+_SPECTRA_PER_BLOCK = 1000  # spectra
+_LOSS_CAUSES = {  # by a gap's reason
     OVERRUN: "something else keeps it busy",
     MICROPHONE_AWAY: "unplugged, a loose cable, or a weak power supply",
 }
-_ROUNDING = 1e-4  # -80 dB: the level of a signal barely above the last of 16 bits
+_ROUNDING_LEVEL = 1e-4  # -80 dB: the level of a signal barely above the last of 16 bits
 
 
 @dataclass(frozen=True)
@@ -73,22 +73,22 @@ def soundcheck(pcm: Pcm, rate: int, channels: ChannelCheck | None = None) -> Sou
     return Soundcheck(
         seconds=len(pcm) / rate,
         rate=rate,
-        peak_db=decibel(float(np.abs(pcm).max())),
+        peak_db=to_db(float(np.abs(pcm).max())),
         loud_db=float(np.percentile(levels, 95)),
         noise_db=float(np.percentile(levels, 10)),
         clipped=channels.clipped,
         cancelled=channels.cancelled,
         dc_offset=offset,
-        holes=_holes(pcm, rate),
+        holes=_count_dropouts(pcm, rate),
         bandwidth_hz=_bandwidth(centred, rate),
     )
 
 
-def fault_of(check: Soundcheck, *, quiet: bool = False) -> str | None:
+def find_fault(check: Soundcheck, *, quiet: bool = False) -> str | None:
     """Why a clip is unusable (cancelled, clipped, silent, or torn), or None. A clip of a `quiet` room may be soft."""
     if check.cancelled:
         return f"its channels cancel each other; {ONE_CHANNEL}"
-    if check.peak_db <= QUIETEST_DB:
+    if check.peak_db <= FLOOR_DB:
         return "it is silent, all zeros; is the microphone muted?"
     if check.loud_db < -65.0 and not quiet:
         return "it is silent; speak louder or come closer"
@@ -110,7 +110,7 @@ def findings(check: Soundcheck, *, lost_s: Mapping[str, float] | None = None) ->
 
 
 def _level_findings(check: Soundcheck) -> list[Finding]:
-    if check.peak_db <= QUIETEST_DB and not check.cancelled:
+    if check.peak_db <= FLOOR_DB and not check.cancelled:
         return [
             Finding(
                 "bad",
@@ -160,7 +160,7 @@ def _flaw_findings(check: Soundcheck, lost_s: Mapping[str, float]) -> list[Findi
             )
         )
     for reason, seconds in lost_s.items():
-        why = f" ({_WHY_LOST[reason]})" if reason in _WHY_LOST else ""
+        why = f" ({_LOSS_CAUSES[reason]})" if reason in _LOSS_CAUSES else ""
         found.append(Finding("bad", f"{seconds:.2f} s of sound were lost: {reason}{why}"))
     if check.holes:
         found.append(
@@ -168,7 +168,7 @@ def _flaw_findings(check: Soundcheck, lost_s: Mapping[str, float]) -> list[Findi
                 "bad", f"the sound broke off {check.holes} times: a loose cable, a weak power supply, a busy USB bus"
             )
         )
-    if check.peak_db > QUIETEST_DB and not check.cancelled and check.bandwidth_hz < 0.6 * _SPEECH_HZ:
+    if check.peak_db > FLOOR_DB and not check.cancelled and check.bandwidth_hz < 0.6 * _SPEECH_HZ:
         found.append(
             Finding(
                 "warning",
@@ -179,7 +179,7 @@ def _flaw_findings(check: Soundcheck, lost_s: Mapping[str, float]) -> list[Findi
     return found
 
 
-def _holes(pcm: Pcm, rate: int) -> int:
+def _count_dropouts(pcm: Pcm, rate: int) -> int:
     """How often sound breaks off and begins again, with 3 to 100 ms of digital silence in between.
 
     Lost samples leave a sound that stops and resumes at its previous level. A noise gate or noise suppression fades
@@ -191,7 +191,7 @@ def _holes(pcm: Pcm, rate: int) -> int:
     edge = round(0.003 * rate)
     there = (lengths >= edge) & (lengths <= 0.1 * rate) & (starts >= edge) & (ends <= len(pcm) - edge)
     return sum(
-        bool(np.square(pcm[start - edge : start]).mean() > _ROUNDING**2 < np.square(pcm[end : end + edge]).mean())
+        bool(np.square(pcm[start - edge : start]).mean() > _ROUNDING_LEVEL**2 < np.square(pcm[end : end + edge]).mean())
         for start, end in zip(starts[there], ends[there], strict=True)
     )
 
@@ -199,7 +199,7 @@ def _holes(pcm: Pcm, rate: int) -> int:
 def _bandwidth(pcm: Pcm, rate: int) -> float:
     frames = np.lib.stride_tricks.sliding_window_view(pcm, min(_SPECTRUM, len(pcm)))[:: _SPECTRUM // 2]
     window, power = np.hanning(frames.shape[1]), np.zeros(frames.shape[1] // 2 + 1)
-    for part in np.array_split(frames, max(1, len(frames) // _AT_ONCE)):
+    for part in np.array_split(frames, max(1, len(frames) // _SPECTRA_PER_BLOCK)):
         power += np.square(np.abs(np.fft.rfft(part * window, axis=1))).sum(axis=0)
     power /= len(frames)
     power = np.convolve(power[1:], np.ones(5) / 5, mode="same")

@@ -15,33 +15,33 @@ from pathlib import Path
 
 import numpy as np
 
-from confit_runtime.arrays import whole
+from confit_runtime.arrays import check_count
 from confit_runtime.audio import Pcm, resample
 from confit_runtime.enrollment import embed_sound, to_flac
 from confit_runtime.errors import UsageError
 from confit_runtime.events import Detection
-from confit_runtime.files import OURS, write_new
+from confit_runtime.files import PRIVATE_MODE, write_new_atomic
 from confit_runtime.gallery import Gallery
 from confit_runtime.listener import Tap
 from confit_runtime.matcher import Match, Matcher
 from confit_runtime.model import Model
-from confit_runtime.names import plain
-from confit_runtime.voiced import cut_to_voice, voiced_seconds
+from confit_runtime.names import normalise
+from confit_runtime.voice_activity import remove_pauses, voiced_seconds
 
 log = logging.getLogger(__name__)
 
 RECENT_S, SLACK_S = 6.0, 1.0  # seconds kept at least; and a reserve, because sound arrives in chunks
-SHORTEST_WORD_S = 0.2
-MOST_TRIGGERS = 10_000  # files, a few hundred megabytes
+MIN_VOICE_S = 0.2
+MAX_TRIGGERS = 10_000  # files, a few hundred megabytes
 _TRIGGER = re.compile(r"[\w.-]{1,30}-\d{8}-\d{6}-[\w.-]{0,20}-\d{4,}\.flac")  # as `SaveTap` names them
 VOICE_BEFORE_S = 3.0  # how far before the end of a detection to look for a voice
 # The word that fired: seconds before and after the detection's end, and by how much it may score below what a name
 # needs. Chosen on the demo's validation voices: other people who speak after an enrolled one are told apart, and its
 # own words are rarely dropped.
-WORD_S, LEAST_OF_WORD_S, WORD_SLACK = (0.6, 0.3), 0.1, 0.1
+WORD_S, MIN_WORD_VOICE_S, WORD_SLACK = (0.6, 0.3), 0.1, 0.1
 
 
-def reach_s(models: Collection[Model]) -> float:
+def lookback_s(models: Collection[Model]) -> float:
     """How many seconds a detection by one of `models` looks back: its window, and a voice before it."""
     windows = [(one.window + one.latency_samples) / one.sample_rate for one in (model.contract for model in models)]
     return max([RECENT_S, *(window + VOICE_BEFORE_S + SLACK_S for window in windows)])
@@ -108,9 +108,9 @@ class SpeakerTap(RecentAudio):
         only: Mapping[str, Collection[str]] | None = None,
         models: Collection[Model] = (),
     ) -> None:
-        super().__init__(reach_s(models))
+        super().__init__(lookback_s(models))
         self._model, self._gallery = model, gallery
-        self._only = {of: set(map(plain, names)) for of, names in (only or {}).items()}
+        self._only = {of: set(map(normalise, names)) for of, names in (only or {}).items()}
         self._told: set[str] = set()
 
     def judge(self, detection: Detection) -> Detection | None:
@@ -132,10 +132,10 @@ class SpeakerTap(RecentAudio):
 
     def _speaker(self, detection: Detection) -> str | None:
         matcher = self._gallery.matcher
-        spoke = self._match(matcher, detection, VOICE_BEFORE_S, 0.0, SHORTEST_WORD_S)
+        spoke = self._match(matcher, detection, VOICE_BEFORE_S, 0.0, MIN_VOICE_S)
         if spoke is None or spoke.name is None:
             return None
-        said = self._match(matcher, detection, *WORD_S, LEAST_OF_WORD_S)
+        said = self._match(matcher, detection, *WORD_S, MIN_WORD_VOICE_S)
         if said is None or said.nearest != spoke.name or said.score < said.threshold - WORD_SLACK:
             return None
         return spoke.name
@@ -151,20 +151,20 @@ class SpeakerTap(RecentAudio):
         heard = self.between(first, detection.end_sample + round(after_s * self.rate))
         if voiced_seconds(heard, self.rate) < least_s:
             return None
-        return matcher.match(self._model.embed(cut_to_voice(heard, self.rate), self.rate))
+        return matcher.match(self._model.embed(remove_pauses(heard, self.rate), self.rate))
 
 
 class VetoTap(RecentAudio):
     """Drops detections whose sound was enrolled as a negative of their label (`enroll --negative`)."""
 
     def __init__(self, model: Model, gallery: Gallery) -> None:
-        super().__init__(reach_s([model]))
+        super().__init__(lookback_s([model]))
         self._model, self._gallery = model, gallery
 
     def judge(self, detection: Detection) -> Detection | None:
         if detection.model != self._model.name or not (matcher := self._gallery.matcher).has_vetoes:
             return detection
-        sound = trigger(self, detection, self._model)
+        sound = trigger_audio(self, detection, self._model)
         if not len(sound):
             return detection
         embedding = embed_sound(self._model, resample(sound, self.rate, self._model.contract.sample_rate))
@@ -180,19 +180,19 @@ class SaveTap(RecentAudio):
     `models`.
     """
 
-    def __init__(self, folder: Path, models: Collection[Model], *, most: int = MOST_TRIGGERS) -> None:
+    def __init__(self, folder: Path, models: Collection[Model], *, most: int = MAX_TRIGGERS) -> None:
         """Make the folder if it does not exist.
 
         Raises OSError if the folder cannot be made or written, UsageError if `most` is not a valid number of files.
         """
-        super().__init__(reach_s(models))
+        super().__init__(lookback_s(models))
         self._folder, self._models = folder, {model.name: model for model in models}
         self._source, self._began, self._count = "", time.strftime("%Y%m%d-%H%M%S"), 0
         self._failing = False
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-        self._most, self._kept = whole(most, "the number of triggers to keep", 1), deque(_triggers(folder))
+        self._most, self._kept = check_count(most, "the number of triggers to keep", 1), deque(_triggers(folder))
         self._staying: set[str] = set()  # files that could not be removed; not in `_kept`
 
     def begin(self, name: str, rate: int) -> None:
@@ -205,7 +205,7 @@ class SaveTap(RecentAudio):
             raise UsageError(
                 f"cannot save a trigger of {detection.model}: this SaveTap was made for other models ({known})"
             )
-        data = to_flac(trigger(self, detection, self._models[detection.model]), self.rate)
+        data = to_flac(trigger_audio(self, detection, self._models[detection.model]), self.rate)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             kept = self._write(detection.label, data)
@@ -247,7 +247,7 @@ class SaveTap(RecentAudio):
             self._count += 1
             path = self._folder / f"{label}-{self._began}-{source}-{self._count:04}.flac"
             with suppress(FileExistsError):
-                write_new(path, data, OURS)
+                write_new_atomic(path, data, PRIVATE_MODE)
                 return path
 
 
@@ -262,7 +262,7 @@ def _triggers(folder: Path) -> list[str]:
     return [name for _, name in sorted(found)]
 
 
-def trigger(recent: RecentAudio, detection: Detection, model: Model) -> Pcm:
+def trigger_audio(recent: RecentAudio, detection: Detection, model: Model) -> Pcm:
     """The sound of a detection: its whole window, and everything since its start.
 
     The detection ends with the last hop in the middle of that window.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.arrays import Floats, whole
+from confit_runtime.arrays import Floats, check_count
 from confit_runtime.audio import Pcm, StreamResampler, check_rate, check_samples, to_mono
 from confit_runtime.detect import NO_HOLD, Detector, Hit, Hold, NameDetector
 from confit_runtime.errors import UsageError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from confit_runtime.model import Model
 
 
-LOOK_S = 1.0  # seconds of sound between checks for gallery changes
+GALLERY_CHECK_S = 1.0  # seconds of sound between checks for gallery changes
 GAP_S = 1.0  # a gap is heard as silence for this many seconds; what follows a longer one is a new beginning
 
 
@@ -82,7 +82,9 @@ class Stream:
             _check_gallery(gallery)
             gallery.check(model)
             self._names = NameDetector(model.contract, gallery.matcher, hold)
-        self._look = max(1, round(LOOK_S * model.contract.sample_rate / model.contract.hop))  # gallery checks, in hops
+        self._look = max(
+            1, round(GALLERY_CHECK_S * model.contract.sample_rate / model.contract.hop)
+        )  # gallery checks, in hops
         self._unseen = 0  # hops since the last check
         self._gate = gate
         # a row depends on the hops of its window, and an event on rows as far back as the detectors remember
@@ -129,7 +131,7 @@ class Stream:
 
         Raises UsageError if `samples` is not a whole number of 0 or more.
         """
-        samples = whole(samples, "the number of samples to skip", 0)
+        samples = check_count(samples, "the number of samples to skip", 0)
         if self._rate is not None and (unheard := self._unheard(samples, self._rate)) > 0:
             self._move_on(unheard)
             samples -= unheard

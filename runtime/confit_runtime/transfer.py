@@ -9,31 +9,41 @@ from pathlib import Path
 import numpy as np
 
 from confit_runtime.arrays import Floats
-from confit_runtime.audio import LONGEST_CLIP_S, Pcm, resample
-from confit_runtime.enrollment import OF_KIND, Kind, check_nobody_else, check_not_both, embed_sound, kind_of, removal
+from confit_runtime.audio import MAX_CLIP_S, Pcm, resample
+from confit_runtime.enrollment import (
+    KIND_PLURALS,
+    Kind,
+    check_not_both_signs,
+    check_sole_owner,
+    embed_sound,
+    model_kind,
+    removal_command,
+)
 from confit_runtime.errors import GalleryError, UsageError
-from confit_runtime.files import partial_folder, remove_left
+from confit_runtime.files import partial_folder, remove_leftovers
 from confit_runtime.gallery import Gallery
-from confit_runtime.gallery_file import check_folder, is_there
+from confit_runtime.gallery_file import check_folder, path_exists
 from confit_runtime.model import Model
-from confit_runtime.names import clean_name, new_name
-from confit_runtime.prints import Counts, Print
+from confit_runtime.names import check_new_name, clean_name
+from confit_runtime.prints import Print, PrintCounts
 from confit_runtime.search import erase_index, index_path
 
 Progress = Callable[[int, int], None]  # names done, names in all
 
 
-def _untold(done: int, total: int) -> None:
+def _no_progress(done: int, total: int) -> None:
     """Ignore progress."""
 
 
-def export_names(source: Gallery, names: Sequence[str], out: Path, progress: Progress = _untold) -> dict[str, Counts]:
+def export_names(
+    source: Gallery, names: Sequence[str], out: Path, progress: Progress = _no_progress
+) -> dict[str, PrintCounts]:
     """Write a new gallery file with the prints of some names (all, if none is given). Returns how many of each.
 
     Raises UsageError if `out` already exists, its folder does not, or a name is unknown; GalleryError if it cannot be
     written, and what reading `source` raises.
     """
-    if is_there(out):
+    if path_exists(out):
         raise UsageError(f"{out}: already exists: choose another file, or import into it")
     check_folder(out.parent)
     with source.moment():
@@ -41,18 +51,18 @@ def export_names(source: Gallery, names: Sequence[str], out: Path, progress: Pro
         wanted = [clean_name(name) for name in names] or list(counts)
         found = {name: (source.prints(name), source.voiced_s(name)) for name in wanted}
     try:
-        remove_left(out)
+        remove_leftovers(out)
         with partial_folder(out) as folder:
             with source.copy_layout(folder / out.name) as target:
-                _add_all(target, found, progress)
+                _enroll_all(target, found, progress)
             erase_index(index_path(out))  # of a file that is gone
             (folder / out.name).replace(out)
     except OSError as error:
         raise GalleryError(f"{out}: cannot be written ({error.strerror}): choose another file") from error
-    return {name: counts.get(name, Counts()) for name in found}
+    return {name: counts.get(name, PrintCounts()) for name in found}
 
 
-def import_names(target: Gallery, source: Gallery, progress: Progress = _untold) -> dict[str, Counts]:
+def import_names(target: Gallery, source: Gallery, progress: Progress = _no_progress) -> dict[str, PrintCounts]:
     """Add another gallery's prints to this one, except those it already has. Returns how many were added, by name.
 
     Raises GalleryError if the two were enrolled with different models. Raises UsageError if one holds voices and the
@@ -65,39 +75,39 @@ def import_names(target: Gallery, source: Gallery, progress: Progress = _untold)
         )
     if source.binding.kind and target.binding.kind and source.binding.kind != target.binding.kind:
         raise UsageError(
-            f"{source.path}: holds {OF_KIND[source.kind]}, but {target.path} holds {OF_KIND[target.kind]}: import it into"
-            " another --gallery"
+            f"{source.path}: holds {KIND_PLURALS[source.kind]}, but {target.path} holds {KIND_PLURALS[target.kind]}: import it"
+            " into another --gallery"
         )
     # read before the change: whoever holds one gallery must not wait for another, whose holder may wait for this one
     with source.moment():
-        names = [new_name(name) for name in source.counts()]
+        names = [check_new_name(name) for name in source.counts()]
         found = {name: (source.prints(name), source.voiced_s(name)) for name in names}
         blobs = {name: source.blobs(name, negative=False) for name in names}
         there = source.holders(every := set().union(*blobs.values()))
     here = target.holders(every)
     for name in names:
         for gallery, holders in ((target, here), (source, there)):
-            check_nobody_else(name, set().union(*(holders[blob] for blob in blobs[name])), gallery.path)
+            check_sole_owner(name, set().union(*(holders[blob] for blob in blobs[name])), gallery.path)
             _check_signs(name, found[name][0], gallery)
     with target.change():
         before = target.counts()
-        _add_all(target, found, progress)
+        _enroll_all(target, found, progress)
         after = target.counts()
-    return {name: _more(after[name], before.get(name, Counts())) for name in names}
+    return {name: _difference(after[name], before.get(name, PrintCounts())) for name in names}
 
 
-def enroll_again(gallery: Gallery, model: Model, kind: Kind | None = None) -> dict[str, Counts]:
+def re_enroll_prints(gallery: Gallery, model: Model, kind: Kind | None = None) -> dict[str, PrintCounts]:
     """Compute every print again with another model, from the audio that was kept. Returns how many of each name.
 
     `kind` says what the names are, if the gallery does not or the model is of the other kind. Raises, changing
     nothing, UsageError if it is needed and missing, and GalleryError if the audio of any print was not kept or the
     gallery was changed meanwhile.
     """
-    of_model = kind_of(model.contract)
+    of_model = model_kind(model.contract)
     if kind is None and gallery.kind != of_model:
-        holds = OF_KIND[gallery.kind]
+        holds = KIND_PLURALS[gallery.kind]
         raise UsageError(
-            f"{gallery.path}: holds {holds}, but {model.name} is for {OF_KIND[of_model]}: use a model for {holds}, or"
+            f"{gallery.path}: holds {holds}, but {model.name} is for {KIND_PLURALS[of_model]}: use a model for {holds}, or"
             f" another --gallery (or --kind {gallery.kind}, if {model.name} is for {holds} after all)"
         )
     made, settled = {}, kind or of_model
@@ -109,8 +119,8 @@ def enroll_again(gallery: Gallery, model: Model, kind: Kind | None = None) -> di
                 f"{gallery.path}: the audio of {absent} of {name}'s {len(prints)} prints was not kept (enroll"
                 " --keep-audio): enroll from clips again, into another --gallery"
             )
-        sounds = [_decoded(gallery, name, one, model) for one in prints]
-        embeddings = np.stack([_embedded(model, sound, settled) for sound in sounds])
+        sounds = [_decode_kept(gallery, name, one, model) for one in prints]
+        embeddings = np.stack([_embed_kept(model, sound, settled) for sound in sounds])
         made[name] = np.stack([one.embedding for one in prints]), embeddings
     gallery.replace_prints(model, settled, made)
     return counts
@@ -121,22 +131,22 @@ def _check_signs(name: str, prints: Sequence[Print], gallery: Gallery) -> None:
     for negative in (False, True):
         contrary = gallery.blobs(name, negative=not negative)
         both = [one.source for one in prints if one.negative == negative and one.blob in contrary]
-        check_not_both(name, both, negative, gallery.path)
+        check_not_both_signs(name, both, negative, gallery.path)
 
 
-def _more(after: Counts, before: Counts) -> Counts:
-    return Counts(after.prints - before.prints, after.negative_prints - before.negative_prints)
+def _difference(after: PrintCounts, before: PrintCounts) -> PrintCounts:
+    return PrintCounts(after.prints - before.prints, after.negative_prints - before.negative_prints)
 
 
-def _add_all(target: Gallery, found: dict[str, tuple[list[Print], float]], progress: Progress) -> None:
+def _enroll_all(target: Gallery, found: dict[str, tuple[list[Print], float]], progress: Progress) -> None:
     """Enroll prints that were enrolled elsewhere, with their seconds of sound, by name: all, or none."""
     with target.change():
         for done, (name, (prints, voiced_s)) in enumerate(found.items()):
             progress(done, len(found))
-            _add(target, name, prints, voiced_s)
+            _enroll_prints(target, name, prints, voiced_s)
 
 
-def _add(target: Gallery, name: str, prints: list[Print], voiced_s: float) -> None:
+def _enroll_prints(target: Gallery, name: str, prints: list[Print], voiced_s: float) -> None:
     for negative in (False, True):
         for kept in (False, True):
             some = [one for one in prints if one.negative == negative and (one.audio is not None) == kept]
@@ -152,12 +162,12 @@ def _add(target: Gallery, name: str, prints: list[Print], voiced_s: float) -> No
                 )
 
 
-def _embedded(model: Model, sound: Pcm, kind: Kind) -> Floats:
+def _embed_kept(model: Model, sound: Pcm, kind: Kind) -> Floats:
     """Embed a kept sound as this model needs it: another model's window may have left more room around it."""
     return embed_sound(model, sound) if kind == "sound" else model.embed(sound, model.contract.sample_rate)
 
 
-def _decoded(gallery: Gallery, name: str, print_: Print, model: Model) -> Pcm:
+def _decode_kept(gallery: Gallery, name: str, print_: Print, model: Model) -> Pcm:
     """The kept audio `[samples]` of a name's print, at the model's rate."""
     import soundfile
 
@@ -165,11 +175,11 @@ def _decoded(gallery: Gallery, name: str, print_: Print, model: Model) -> Pcm:
         with soundfile.SoundFile(io.BytesIO(print_.audio or b"")) as sound:
             if sound.channels != 1:
                 raise ValueError("not a clip that was kept")
-            if sound.frames > LONGEST_CLIP_S * sound.samplerate:
+            if sound.frames > MAX_CLIP_S * sound.samplerate:
                 raise GalleryError(
                     f"{gallery.path}: the audio of {name}'s print from {print_.source}, kept by an earlier version,"
-                    f" is longer than {LONGEST_CLIP_S // 60} minutes, the limit for clips read as a whole: remove"
-                    f" the name (`{removal(name, gallery.path)}`), and enroll it again from shorter clips once the"
+                    f" is longer than {MAX_CLIP_S // 60} minutes, the limit for clips read as a whole: remove"
+                    f" the name (`{removal_command(name, gallery.path)}`), and enroll it again from shorter clips once the"
                     " others are re-enrolled"
                 )
             return resample(sound.read(dtype="float32"), sound.samplerate, model.contract.sample_rate)

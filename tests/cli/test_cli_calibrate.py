@@ -18,7 +18,7 @@ import soundfile
 
 from confit_edge.cli._calibration_report import cautions, lowered_thresholds
 from confit_runtime import load
-from confit_runtime.calibration import LEVELS, Counts, choose
+from confit_runtime.calibration import LEVELS, FalseAcceptCounts, choose_operating_point
 from confit_runtime.recordings import Recording
 from tests import tiny_model
 from tests.cli.command import Confit
@@ -149,8 +149,8 @@ def test_a_label_that_others_raised_is_told_of(model: Path) -> None:
     low, mid = contract.labels.index("low"), contract.labels.index("mid")
     events[mid, 0, : np.searchsorted(LEVELS, 0.99)] = 4  # the surprise of one recording, below what its own level heeds
     events[low, 1, : np.searchsorted(LEVELS, 0.3)] = 1
-    counts = Counts(events, np.full(4, 2.0))
-    chosen = choose(counts, 0.5)
+    counts = FalseAcceptCounts(events, np.full(4, 2.0))
+    chosen = choose_operating_point(counts, 0.5)
     rows = np.zeros((40, len(contract.labels)), np.float32)
     rows[20:30, mid] = 0.98
     recordings = [Recording(f"r{at}", [rows if at == 0 else 0 * rows], 7200.0, [(f"{at}.wav", 0.0)]) for at in range(4)]
@@ -166,7 +166,7 @@ def test_a_threshold_that_falls_by_nothing_is_not_told_of() -> None:
     """The level next to 0.5 may lie below it by the rounding of floats."""
     contract = tiny_model.contract(thresholds={label: {"on": 0.5, "off": 0.3} for label in tiny_model.LABELS})
     events = np.zeros((len(contract.labels), 4, len(LEVELS)), np.int64)
-    chosen = choose(Counts(events, np.full(4, 2.0)), 0.5)
+    chosen = choose_operating_point(FalseAcceptCounts(events, np.full(4, 2.0)), 0.5)
     level = int(np.argmin(np.abs(LEVELS - 0.5)))
     kept = replace(chosen, own=np.full(len(contract.labels), level), margin=0)
     assert lowered_thresholds(contract, kept) == ""

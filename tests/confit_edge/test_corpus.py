@@ -19,7 +19,7 @@ from confit_edge.data.manifest import sound_files
 from confit_edge.pairtune.items import default_clips_per_class, epoch_batches
 from confit_edge.recipe import Recipe
 from confit_runtime.audio import load_clip
-from confit_runtime.cautions import cautions
+from confit_runtime.data_warnings import data_warnings
 from confit_runtime.errors import ConfitError, UsageError
 
 RATE = 16_000
@@ -236,8 +236,8 @@ def test_clips_that_are_judged_and_trained_on_are_counted(tmp_path: Path) -> Non
         "groups": {"train": 4, "val": 2, "test": 1},
         "repeated": repeated,
     }
-    assert sum("2 of 2 test clips have the same audio as a training clip" in one for one in cautions(data)) == 1
-    assert not any("very sound" in one for one in cautions({**data, "repeated": {"val": 0, "test": 0}}))
+    assert sum("2 of 2 test clips have the same audio as a training clip" in one for one in data_warnings(data)) == 1
+    assert not any("very sound" in one for one in data_warnings({**data, "repeated": {"val": 0, "test": 0}}))
 
 
 def test_a_background_without_sound_is_refused(tmp_path: Path) -> None:

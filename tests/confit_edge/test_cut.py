@@ -15,15 +15,15 @@ from confit_edge.data.clips import MIN_S
 from confit_edge.data.cut import Part, UniqueNames, atomic_folder, extract
 from confit_edge.data.pieces import APART_S, pieces_of, rest_of
 from confit_runtime.errors import AudioError, UsageError
-from confit_runtime.labels import Labelled
-from confit_runtime.scoring import Heard
+from confit_runtime.labels import LabelledRecording
+from confit_runtime.scoring import SoundEvent
 
 RATE = 16_000
 
 
-def night(*sounds: tuple[str, float, float], seconds: float = 20.0) -> Labelled:
-    heard = sorted((Heard(*sound) for sound in sounds), key=lambda one: (one.start_s, one.end_s, one.label))
-    return Labelled(Path("night.wav"), seconds, heard)
+def night(*sounds: tuple[str, float, float], seconds: float = 20.0) -> LabelledRecording:
+    heard = sorted((SoundEvent(*sound) for sound in sounds), key=lambda one: (one.start_s, one.end_s, one.label))
+    return LabelledRecording(Path("night.wav"), seconds, heard)
 
 
 def test_a_margin_ends_where_another_sound_begins() -> None:
@@ -79,7 +79,7 @@ def test_no_piece_hides_a_sound_and_no_rest_holds_one(spans: list[tuple[str, int
     sounds = {(label, start / 10, min(20.0, (start + length) / 10)) for label, start, length in spans}
     recording = night(*sounds)
 
-    def held(piece: tuple[float, ...], sound: Heard) -> float:
+    def held(piece: tuple[float, ...], sound: SoundEvent) -> float:
         return min(piece[1], sound.end_s) - max(piece[0], sound.start_s)
 
     for piece in pieces_of(recording, margin).kept:

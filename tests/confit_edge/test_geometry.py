@@ -218,7 +218,7 @@ def test_classes_are_the_different_rows_of_targets(clips: int, classes: int, see
 def test_clips_are_held_against_many_classes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     x, labels = rng.standard_normal((2000, 4)), rng.integers(400, size=2000)
-    monkeypatch.setattr(m, "LARGEST_TABLE", 50_000)
+    monkeypatch.setattr(m, "MAX_TABLE_SIZE", 50_000)
     tracemalloc.start()
     found = m.silhouette(x, labels)
     peak = tracemalloc.get_traced_memory()[1]

@@ -235,7 +235,7 @@ def test_an_interval_of_few_groups_is_that_of_students_t(units: int) -> None:
 def test_drawing_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     resamples = Resamples.of([str(clip) for clip in range(50)], seed=1, draws=30)
     whole = np.concatenate(list(resamples.counts()))
-    monkeypatch.setattr("confit_edge.probes.metrics.LARGEST_TABLE", 170)
+    monkeypatch.setattr("confit_edge.probes.metrics.MAX_TABLE_SIZE", 170)
     parts = list(resamples.counts())
     assert len(parts) == 10
     np.testing.assert_array_equal(np.concatenate(parts), whole)

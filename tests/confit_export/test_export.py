@@ -32,8 +32,8 @@ from confit_export.measure import compare_on_test, share_that_fires, softer
 from confit_export.model_file import provisional
 from confit_export.rooms import ROOMS, quiet_rooms
 from confit_runtime import Model, load
-from confit_runtime.cautions import cautions
 from confit_runtime.contract import read_sealed
+from confit_runtime.data_warnings import data_warnings
 from confit_runtime.errors import ConfitError, UsageError
 from tests import tiny_model
 from tests.at_once import at_once
@@ -426,7 +426,7 @@ def test_the_contract_tells_the_truth(exports: dict[str, Exported], run: Run) ->
         assert contract.unknown_label == "unknown"
         assert contract.encoder["weights_sha256"] == weights_sha256(run.encoder)
         assert contract.data["fingerprint"] == run.info.data["fingerprint"]
-        assert cautions(contract.data) == cautions(run.info.data)
+        assert data_warnings(contract.data) == data_warnings(run.info.data)
         assert contract.data["repeated"] == run.info.data["repeated"]
         assert contract.data["grouped"] is run.info.data["grouped"] is True
         assert (contract.window, contract.hop, contract.embedding_dim) == (20_480, 1_280, 96)

@@ -24,9 +24,9 @@ from confit_export.export import Exported, export_run
 from confit_export.gate import Answers, Verdict
 from confit_export.model_card import front_matter
 from confit_runtime import load
-from confit_runtime.cautions import cautions
+from confit_runtime.data_warnings import data_warnings
 from confit_runtime.describe import facts
-from confit_runtime.wording import percent
+from confit_runtime.formatting import format_percent
 
 Floats = npt.NDArray[np.float32]
 
@@ -71,8 +71,8 @@ def test_clips_without_a_label_are_no_unknown_class_to_beware_of(several: Export
     """Of fifteen test clips six have no label; with more of them a contract that lacks `multi_label` would warn."""
     data = several.contract.data
     most_have_none = {**data, "own": {**data["own"], "test": {"clips": 3, "groups": 3}}}
-    assert not any("of the unknown class" in caution for caution in cautions(most_have_none))
-    assert cautions(data) == cautions(several_run.info.data)
+    assert not any("of the unknown class" in caution for caution in data_warnings(most_have_none))
+    assert data_warnings(data) == data_warnings(several_run.info.data)
 
 
 def test_what_fires_is_counted_in_sounds_where_clips_have_several(several: Exported, said: list[str]) -> None:
@@ -103,7 +103,7 @@ def test_scores_of_all_labels_are_measured_not_of_the_best_alone(several: Export
 def test_map_is_told_and_published(several: Exported, said: list[str]) -> None:
     for split, name in (("val", "validation"), ("test", "test")):
         found = several.contract.metrics[split]
-        told = percent(found["map"], found["map_low"], found["map_high"])
+        told = format_percent(found["map"], found["map_low"], found["map_high"])
         assert f"mAP on {name}: {told}" in said
         assert dict(facts(several.contract, 1))[f"mAP, {name}"] == told
     parity = {"scheme": "static", "target": "portable", "kept_fp32": [], "fp32": several.contract.metrics}

@@ -25,8 +25,8 @@ from confit_export.thresholds import Setting, choose, strictest, validation_stre
 from confit_runtime import load
 from confit_runtime.detect import Detector, Hit
 from confit_runtime.enrollment import Kind
-from confit_runtime.matcher import likeness
-from confit_runtime.scoring import Heard, Score, score_detections
+from confit_runtime.matcher import mutual_similarity
+from confit_runtime.scoring import Score, SoundEvent, score_detections
 from tests import tiny_model
 
 Floats = npt.NDArray[np.float32]
@@ -46,7 +46,7 @@ def test_a_stream_on_the_device_hears_what_export_reported(
         at += step
     heard += device.finish()
     assert {heard.label for heard in truth} == set(run_corpus.classes) - {"unknown"}
-    score = score_detections(truth, [Heard(event.label, event.start_s, event.end_s) for event in heard])
+    score = score_detections(truth, [SoundEvent(event.label, event.start_s, event.end_s) for event in heard])
     report = exports[precision].contract.calibration["detection"]
     assert (report["words"], report["seconds"]) == (len(truth), round(len(pcm) / 16_000, 1))
     # the stream's last word may still be on its way when its audio ends
@@ -117,7 +117,7 @@ def chosen_of(monkeypatch: pytest.MonkeyPatch, sounds: list[tuple[float, int]]) 
         sound[20:40, label] = score
         if label == 0:
             start, end = ((len(rows) + at) * contract.hop / contract.sample_rate for at in (20, 40))
-            truth.append(Heard("low", start, end))
+            truth.append(SoundEvent("low", start, end))
         rows = np.concatenate([rows, sound])
     monkeypatch.setattr(thresholds, "FEW", 0)
     monkeypatch.setattr(thresholds, "validation_stream", lambda *of, **how: (np.zeros(16_000, np.float32), truth))
@@ -168,7 +168,7 @@ def test_a_label_is_raised_above_the_loudest_of_what_it_fired_falsely_on() -> No
     contract = tiny_model.contract()
     fired = [(0, 0.8), (0, 0.7), (1, 0.96), (2, 0.9)]
     hits = [Hit(label, score, 100 * at, 100 * at) for at, (label, score) in enumerate(fired)]
-    accepts = [Heard(contract.labels[hit.label], 0.0, thresholds._end_s(hit, contract)) for hit in hits[:3]]
+    accepts = [SoundEvent(contract.labels[hit.label], 0.0, thresholds._end_s(hit, contract)) for hit in hits[:3]]
     on = np.full(4, 0.5, np.float32)
     raised = thresholds._above_false_accepts(on, Score([], accepts), hits, contract)
     np.testing.assert_allclose(raised, [0.82, 0.97, 0.5, 0.5], atol=1e-6)
@@ -306,7 +306,7 @@ def test_what_is_unknown_is_nobody_to_be_enrolled_and_a_stranger_all_the_same() 
     targets = one_of(np.repeat(np.arange(3), 3))
     found = enrollment_prior(clips, targets, clips, targets, seed=0, nobody=2)
     assert found["trials"] == 2 * 6
-    alike = [likeness(clips[first : first + 3]) for first in (0, 3)]
+    alike = [mutual_similarity(clips[first : first + 3]) for first in (0, 3)]
     assert found["genuine"] == pytest.approx(np.mean(alike), abs=1e-4)
 
 

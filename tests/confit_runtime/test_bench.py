@@ -103,7 +103,7 @@ def test_streams_per_core_is_the_largest_in_real_time(model: Model, monkeypatch:
 
 
 def test_streams_are_counted_on_the_real_model(windowed: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("confit_runtime.bench.MOST_STREAMS", 8)
+    monkeypatch.setattr("confit_runtime.bench.MAX_STREAMS", 8)
     assert 0 < streams_per_core(windowed, calls=2) <= 8
 
 

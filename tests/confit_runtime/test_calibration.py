@@ -14,18 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confit_runtime.calibration import (
-    HALF,
+    ALLOWED_FALSE_ACCEPTS,
+    HALF_INDEX,
     LEVELS,
     NEVER,
-    REACHED_BY,
     STEP,
-    Counts,
+    FalseAcceptCounts,
     Positive,
-    choose,
+    choose_operating_point,
     count_false_accepts,
-    decisive,
     det_curve,
-    hear_positive,
+    limiting_false_accepts,
+    score_positive,
     thresholds,
 )
 from confit_runtime.contract import Contract
@@ -76,7 +76,7 @@ def hits_at(contract: Contract, recording: Recording, level: float) -> list[int]
     return found
 
 
-def world(rng: np.random.Generator, recordings: int, rates: npt.NDArray[np.float64]) -> Counts:
+def world(rng: np.random.Generator, recordings: int, rates: npt.NDArray[np.float64]) -> FalseAcceptCounts:
     """Recordings of random length in which each label fires at random times, at levels that fall off exponentially.
 
     `rates [labels]` are false accepts an hour at the lowest level; some recordings are full of them and some empty.
@@ -88,7 +88,7 @@ def world(rng: np.random.Generator, recordings: int, rates: npt.NDArray[np.float
         for place in range(recordings):
             for peak in rng.exponential(40.0, rng.poisson(rate * hours[place] * busy[place])):
                 events[label, place, : int(min(peak, len(LEVELS) - 2)) + 1] += 1
-    return Counts(events, hours)
+    return FalseAcceptCounts(events, hours)
 
 
 def true_rate(levels: npt.NDArray[np.int64], rates: npt.NDArray[np.float64]) -> float:
@@ -103,7 +103,7 @@ def test_the_promised_bound_holds(labels: int) -> None:
     kept, strict = 0, []
     for _ in range(100):
         counts = world(rng, 40, rates)
-        chosen = choose(counts, target=1.0)
+        chosen = choose_operating_point(counts, target=1.0)
         kept += true_rate(chosen.levels, rates) <= chosen.bound
         strict.append(chosen.bound / max(true_rate(chosen.levels, rates), 1e-9))
         assert chosen.met == (chosen.bound <= 1.0)
@@ -114,13 +114,15 @@ def test_the_promised_bound_holds(labels: int) -> None:
 
 
 def test_too_few_hours_say_how_many_are_missing() -> None:
-    counts = Counts(np.zeros((2, 4, len(LEVELS)), np.int64), np.full(4, 0.5))
-    chosen = choose(counts, target=0.5)
+    counts = FalseAcceptCounts(np.zeros((2, 4, len(LEVELS)), np.int64), np.full(4, 0.5))
+    chosen = choose_operating_point(counts, target=0.5)
     assert not chosen.met
     assert chosen.bound == pytest.approx(2.9957 / 2, abs=1e-3)
     assert set(chosen.thresholds) == {LEVELS[0]}  # as high as they must be for that bound, and no higher
     assert chosen.more_hours == pytest.approx(2.9957 / 0.5 - 2, abs=1e-3)
-    enough = choose(Counts(np.zeros((2, 13, len(LEVELS)), np.int64), np.full(13, 0.5)), target=0.5)
+    enough = choose_operating_point(
+        FalseAcceptCounts(np.zeros((2, 13, len(LEVELS)), np.int64), np.full(13, 0.5)), target=0.5
+    )
     assert enough.met
     assert enough.more_hours == 0.0
     assert set(enough.thresholds) == {LEVELS[0]}  # nothing fires at any level, so nothing need be raised
@@ -131,24 +133,24 @@ def test_a_label_that_fires_everywhere_is_raised_alone() -> None:
     events = np.zeros((3, 30, len(LEVELS)), np.int64)
     events[0, :, :200] = 3
     events[1, :, :-1] = 3
-    chosen = choose(Counts(events, np.full(30, 0.5)), target=0.5)
+    chosen = choose_operating_point(FalseAcceptCounts(events, np.full(30, 0.5)), target=0.5)
     assert chosen.met
-    assert chosen.thresholds.tolist() == [LEVELS[200], NEVER, LEVELS[HALF]]
+    assert chosen.thresholds.tolist() == [LEVELS[200], NEVER, LEVELS[HALF_INDEX]]
 
 
 def test_a_label_that_reached_a_level_as_often_as_may_be_is_not_raised_by_it() -> None:
     events = np.zeros((1, 30, len(LEVELS)), np.int64)
-    events[0, :REACHED_BY, :200] = 1
-    assert choose(Counts(events, np.full(30, 0.5)), target=0.5).own.tolist() == [HALF]
-    events[0, REACHED_BY, :200] = 1
-    assert choose(Counts(events, np.full(30, 0.5)), target=0.5).own.tolist() == [200]
+    events[0, :ALLOWED_FALSE_ACCEPTS, :200] = 1
+    assert choose_operating_point(FalseAcceptCounts(events, np.full(30, 0.5)), target=0.5).own.tolist() == [HALF_INDEX]
+    events[0, ALLOWED_FALSE_ACCEPTS, :200] = 1
+    assert choose_operating_point(FalseAcceptCounts(events, np.full(30, 0.5)), target=0.5).own.tolist() == [200]
 
 
 def test_one_surprise_raises_all() -> None:
     """A level that one recording alone reached is not known from the others: any label may do that."""
     events = np.zeros((3, 30, len(LEVELS)), np.int64)
     events[0, 7, :150] = 1
-    chosen = choose(Counts(events, np.full(30, 0.2)), target=0.5)
+    chosen = choose_operating_point(FalseAcceptCounts(events, np.full(30, 0.2)), target=0.5)
     assert chosen.thresholds.tolist() == [LEVELS[150]] * 3
 
 
@@ -157,28 +159,28 @@ def test_positives_and_the_curve() -> None:
     rows = np.zeros((30, 4), np.float32)
     rows[10:16, 0] = 0.9
     rows[20:26, 1] = 0.7
-    heard = hear_positive(contract, "low", "ada", rows)
+    heard = score_positive(contract, "low", "ada", rows)
     assert heard.level == pytest.approx(0.9)
     assert heard.others == ("mid",)
-    assert hear_positive(contract, "low", "ada", rows, own=["low", "mid"]).others == ()
-    counts = Counts(np.zeros((4, 6, len(LEVELS)), np.int64), np.full(6, 1.0))
-    curve = det_curve(counts, choose(counts, 0.5), contract, [heard])
+    assert score_positive(contract, "low", "ada", rows, own=["low", "mid"]).others == ()
+    counts = FalseAcceptCounts(np.zeros((4, 6, len(LEVELS)), np.int64), np.full(6, 1.0))
+    curve = det_curve(counts, choose_operating_point(counts, 0.5), contract, [heard])
     assert [point["frr"] for point in curve] == [0.0, 1.0]
     assert 1 / (1 + np.exp(-curve[1]["margin"])) == pytest.approx(0.9, abs=0.01)
 
 
 def test_a_clip_that_just_reaches_a_level_fires_at_it() -> None:
-    counts = Counts(np.zeros((4, 6, len(LEVELS)), np.int64), np.full(6, 1.0))
-    chosen = choose(counts, 0.5)
-    at = HALF + 10
+    counts = FalseAcceptCounts(np.zeros((4, 6, len(LEVELS)), np.int64), np.full(6, 1.0))
+    chosen = choose_operating_point(counts, 0.5)
+    at = HALF_INDEX + 10
     curve = det_curve(counts, chosen, tiny_model.contract(), [Positive("low", "ada", float(LEVELS[at]), ())])
     assert [point["frr"] for point in curve] == [0.0, 1.0]
     assert curve[1]["margin"] == pytest.approx((at + 1 - chosen.own[0]) * STEP)
 
 
 def test_no_label_is_brought_below_its_lowest_threshold() -> None:
-    counts = Counts(np.zeros((2, 13, len(LEVELS)), np.int64), np.full(13, 0.5))
-    chosen = dataclasses.replace(choose(counts, target=0.5), lowest=np.array([0.7, 0.0]))
+    counts = FalseAcceptCounts(np.zeros((2, 13, len(LEVELS)), np.int64), np.full(13, 0.5))
+    chosen = dataclasses.replace(choose_operating_point(counts, target=0.5), lowest=np.array([0.7, 0.0]))
     assert chosen.thresholds.tolist() == [0.7, LEVELS[0]]
     assert LEVELS[chosen.levels[0]] <= 0.7 < LEVELS[chosen.levels[0] + 1]
 
@@ -193,16 +195,16 @@ def test_what_sets_the_margin_is_told_with_the_second_at_which_it_sounds(model: 
         Recording("quiet", [rows["room"]], 1.0, [("quiet.wav", 0.0)]),
         Recording("loud", [rows["room"], rows["bell"]], 2.0, [("loud.wav", 0.0), ("long.wav", 100.0)]),
     ]
-    (found,) = decisive(count_false_accepts(model.contract, recordings), model.contract, recordings)
+    (found,) = limiting_false_accepts(count_false_accepts(model.contract, recordings), model.contract, recordings)
     assert (found.label, found.file) == ("low", "long.wav")
     assert 100.5 <= found.at_s <= 100.6
 
 
 def test_what_just_reaches_the_level_of_its_label_sets_the_margin() -> None:
     contract, quiet, loud = tiny_model.contract(), np.zeros((20, 4), np.float32), np.zeros((20, 4), np.float32)
-    loud[8:14, 0] = LEVELS[HALF] + 0.001
+    loud[8:14, 0] = LEVELS[HALF_INDEX] + 0.001
     recordings = [Recording(name, [rows], 0.4, [(name, 0.0)]) for name, rows in (("quiet", quiet), ("loud", loud))]
-    (found,) = decisive(count_false_accepts(contract, recordings), contract, recordings)
+    (found,) = limiting_false_accepts(count_false_accepts(contract, recordings), contract, recordings)
     assert (found.label, found.file, found.score) == ("low", "loud", pytest.approx(0.501))
 
 
@@ -219,8 +221,8 @@ class Summed(np.ndarray):
 def test_the_curve_is_that_of_each_margin_alone() -> None:
     """And of many margins and recordings the events are summed once."""
     contract, counts = tiny_model.contract(), world(np.random.default_rng(3), 12, np.array([40.0, 8.0, 90.0, 0.0]))
-    chosen = choose(counts, 20.0)
-    curve = det_curve(Counts(counts.events.view(Summed), counts.hours), chosen, contract, [])
+    chosen = choose_operating_point(counts, 20.0)
+    curve = det_curve(FalseAcceptCounts(counts.events.view(Summed), counts.hours), chosen, contract, [])
     assert Summed.times == 1
     hours, expected = float(counts.hours.sum()), []
     for margin in range(-len(LEVELS), len(LEVELS)):

@@ -8,7 +8,7 @@ import pytest
 from confit_edge.demo import DATA
 from confit_runtime.audio import load_clip, resample
 from confit_runtime.channels import ChannelCheck, Clipping
-from confit_runtime.sources.base import Mixed, mixed
+from confit_runtime.sources.base import DownmixedChunk, downmix
 from tests.tiny_model import Floats, silence, tone
 
 RATE = 16_000
@@ -35,7 +35,7 @@ def clipping(*channels: Floats, size: int = 1280) -> Clipping:
 def check(channels: Floats, rate: int = RATE, size: int = 1280) -> ChannelCheck:
     measure = ChannelCheck()
     for at in range(0, len(channels), size):
-        measure.hear(mixed((channels[at : at + size], rate)))
+        measure.hear(downmix((channels[at : at + size], rate)))
     return measure
 
 
@@ -115,12 +115,12 @@ def test_channels_that_differ_do_not_cancel() -> None:
 def test_a_chunk_keeps_the_channels_it_was_averaged_from() -> None:
     left, right = tone(440, 0.1), silence(0.1)
     pcm = (np.stack([left, right], axis=1) * 32_767).astype(np.int16)
-    chunk = mixed((pcm, RATE))
-    assert isinstance(chunk, Mixed)
+    chunk = downmix((pcm, RATE))
+    assert isinstance(chunk, DownmixedChunk)
     np.testing.assert_array_equal(chunk.channels, pcm / np.float32(32_768))
     np.testing.assert_array_equal(chunk[0], chunk.channels.mean(axis=1))
-    assert mixed(chunk) is chunk
-    assert not isinstance(mixed((pcm[:, :1], RATE)), Mixed)
+    assert downmix(chunk) is chunk
+    assert not isinstance(downmix((pcm[:, :1], RATE)), DownmixedChunk)
 
 
 def test_a_chunk_without_samples_changes_no_measure() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from confit_runtime import ModelError, UsageError, load
 from confit_runtime.contract import read_sealed, seal
-from confit_runtime.device_file import SCHEMA, DeviceFile, device_path, read_device_file, refuse_calibrated
+from confit_runtime.device_file import SCHEMA, DeviceFile, check_no_device_file, device_path, read_device_file
 from tests import tiny_model
 
 
@@ -65,12 +65,12 @@ def test_a_link_has_a_device_file_of_its_own_or_that_of_the_file_it_leads_to(pat
     assert device_path(link) == device_path(path)
     contract = load(link).contract
     assert (contract.min_hops, contract.calibration["device"]["file"]) == (4, str(device_path(path)))
-    refuse_calibrated(link)  # a new model would take the place of the link
+    check_no_device_file(link)  # a new model would take the place of the link
     own.write_text(device_file(path, min_hops=3).to_json())
     assert load(link).contract.min_hops == 3
     assert load(path).contract.min_hops == 4
     with pytest.raises(UsageError, match=r"current\.device\.json: is the calibration"):
-        refuse_calibrated(link)
+        check_no_device_file(link)
 
 
 def test_a_label_may_have_a_refractory_time_of_its_own(path: Path) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from confit_runtime import Model, load
-from confit_runtime.enrollment import Already, Kind, admitted, embed_query, sound_parts, take
+from confit_runtime.enrollment import ExistingPrints, Kind, embed_query, extract_prints, select_new_prints, split_sounds
 from confit_runtime.errors import AudioError
 from confit_runtime.gallery import Gallery
 from confit_runtime.matcher import Levels, Matcher
-from confit_runtime.voiced import sounding_segments
+from confit_runtime.voice_activity import active_segments
 from tests import tiny_model
 from tests.tiny_model import RATE, Floats, silence, tone
 
@@ -46,8 +46,8 @@ def digits() -> Model:
 
 @pytest.mark.parametrize(("before", "after"), [(2.0, 1.6), (0.1, 9.0), (5.0, 0.0)])
 def test_a_sound_in_a_long_clip_is_the_sound_and_not_the_room(digits: Model, before: float, after: float) -> None:
-    tight = take(digits, among(bell(0.8), 0.2, 0.2), "sound", "tight")
-    long = take(digits, among(bell(0.8), before, after), "sound", "long")
+    tight = extract_prints(digits, among(bell(0.8), 0.2, 0.2), "sound", "tight")
+    long = extract_prints(digits, among(bell(0.8), before, after), "sound", "long")
     (print_,) = long.embeddings
     assert print_ @ tight.embeddings[0] > 0.98
     asked = embed_query(digits, among(bell(0.8), after, before), "sound", "asked")
@@ -57,24 +57,24 @@ def test_a_sound_in_a_long_clip_is_the_sound_and_not_the_room(digits: Model, bef
 
 def test_sounds_with_a_long_pause_between_are_prints_of_their_own(model: Model) -> None:
     clip = np.concatenate([among(tone(500, 0.4), 0.5, 0.5), among(tone(1200, 0.4), 0.5, 2.0)])
-    taken = take(model, clip, "sound", "two")
+    taken = extract_prints(model, clip, "sound", "two")
     assert len(taken.embeddings) == len(taken.sounds) == 2
     for print_, pitch in zip(taken.embeddings, (500, 1200), strict=True):
-        assert print_ @ take(model, tone(pitch, 0.4), "sound", "one").embeddings[0] > 0.9
+        assert print_ @ extract_prints(model, tone(pitch, 0.4), "sound", "one").embeddings[0] > 0.9
     both = embed_query(model, clip, "sound", "both")
     assert min(taken.embeddings @ both) > 0.5
 
 
 def test_a_click_is_no_sound_of_its_own_and_a_direct_current_is_none(digits: Model) -> None:
     clip = np.concatenate([among(bell(), 0.5, 1.0), among(0.3 * tone(2000, 0.03), 0.5, 1.0)])
-    assert len(take(digits, clip, "sound", "bell and click").embeddings) == 1
-    shifted = take(digits, among(bell(), 1.5, 2.0) + np.float32(0.05), "sound", "direct current")
+    assert len(extract_prints(digits, clip, "sound", "bell and click").embeddings) == 1
+    shifted = extract_prints(digits, among(bell(), 1.5, 2.0) + np.float32(0.05), "sound", "direct current")
     assert len(shifted.sounds[0]) < 2 * RATE
 
 
 def test_a_negative_of_several_sounds_refuses_the_clip_it_is_of(digits: Model, tmp_path: Path) -> None:
     clip = np.concatenate([among(bell(), 0.5, 1.0), among(tone(500, 0.4), 0.5, 1.0)])
-    prints, asked = take(digits, clip, "sound", "two").embeddings, embed_query(digits, clip, "sound", "two")
+    prints, asked = extract_prints(digits, clip, "sound", "two").embeddings, embed_query(digits, clip, "sound", "two")
     assert len(prints) == 2
     with Gallery.open(tmp_path / "house.db", digits, create=True) as gallery:
         for negative in (False, True):
@@ -85,43 +85,45 @@ def test_a_negative_of_several_sounds_refuses_the_clip_it_is_of(digits: Model, t
 
 def test_a_short_clip_is_taken_as_it_is(model: Model) -> None:
     clip = among(tone(500, 0.05), 0.01, 0.02)[: model.contract.window]
-    (part,) = sound_parts(model, clip)
+    (part,) = split_sounds(model, clip)
     assert part is clip
     long = among(tone(500, 0.05), 1.0, 1.0)
-    (part,) = sound_parts(model, long)
+    (part,) = split_sounds(model, long)
     assert len(part) == pytest.approx(0.35 * RATE, abs=0.03 * RATE)  # a little before and after it
     assert np.abs(part).argmax() == pytest.approx(len(part) / 2, abs=0.03 * RATE)
 
 
 def test_a_short_sound_fills_the_window_with_the_room_around_it(digits: Model) -> None:
     window, beep = digits.contract.window, tone(500, 0.1)
-    (part,) = sound_parts(digits, among(beep, 2.0, 3.0))
+    (part,) = split_sounds(digits, among(beep, 2.0, 3.0))
     assert len(part) == pytest.approx(window, abs=1)
-    (early,) = sound_parts(digits, among(beep, 0.2, 4.0))  # as much of it after the sound as there is before
+    (early,) = split_sounds(digits, among(beep, 0.2, 4.0))  # as much of it after the sound as there is before
     for one in (part, early):
         assert np.abs(one).argmax() == pytest.approx(len(one) / 2, abs=0.06 * RATE)
 
 
 def test_too_little_sound_is_no_print(model: Model) -> None:
     with pytest.raises(AudioError, match=r"^beep: holds 0\.06 s of sound; enrolling needs at least 0\.1 s$"):
-        take(model, among(tone(500, 0.06), 0.5, 0.5, level=0.0), "sound", "beep")
+        extract_prints(model, among(tone(500, 0.06), 0.5, 0.5, level=0.0), "sound", "beep")
     with pytest.raises(AudioError, match=r"^beep: holds 0\.06 s of sound"):  # a DC offset is none
-        take(model, among(tone(500, 0.06), 0.5, 0.5, level=0.0) + np.float32(0.01), "sound", "beep")
-    assert take(model, among(tone(500, 0.12), 0.5, 0.5, level=0.0), "sound", "beep").seconds == pytest.approx(0.12)
+        extract_prints(model, among(tone(500, 0.06), 0.5, 0.5, level=0.0) + np.float32(0.01), "sound", "beep")
+    assert extract_prints(model, among(tone(500, 0.12), 0.5, 0.5, level=0.0), "sound", "beep").seconds == pytest.approx(
+        0.12
+    )
 
 
 def test_of_prints_that_are_there_already_the_seconds_do_not_count_again() -> None:
     clips = [b"one", b"two", b"one", b"three"]
-    already = Already(prints={b"two"}, seconds=2.0)
+    already = ExistingPrints(prints={b"two"}, seconds=2.0)
     for seconds, added_s in (([1.0, 2.0, 4.0, 3.5], 4.5), (8.0, 4.0)):
-        places, found_s = admitted("ada", clips, list("abcd"), seconds, already, "speaker", Path("voices.db"))
+        places, found_s = select_new_prints("ada", clips, list("abcd"), seconds, already, "speaker", Path("voices.db"))
         assert (places, found_s) == ([0, 3], added_s)
 
 
 @pytest.mark.parametrize("kind", ["sound", "speaker"])
 def test_floats_that_were_not_divided_by_their_scale_are_nobodys_prints(model: Model, kind: Kind) -> None:
     clip = np.round(32_767 * among(tone(500, 1.0), 0.5, 0.5)).astype(np.int16).astype(np.float32)
-    for ask in (take, embed_query):
+    for ask in (extract_prints, embed_query):
         with pytest.raises(AudioError, match=r"loud: holds samples up to .*32768 for int16"):
             ask(model, clip, kind, "loud")
 
@@ -141,7 +143,7 @@ def test_segments_are_what_a_loop_over_frames_finds() -> None:
             elif one:
                 wanted.append([at, at + 1])
         edge = round(0.15 * RATE)
-        assert sounding_segments(pcm.astype(np.float32), RATE) == [
+        assert active_segments(pcm.astype(np.float32), RATE) == [
             (max(0, first * frame - edge), min(len(pcm), last * frame + edge)) for first, last in wanted
         ]
 
@@ -149,7 +151,7 @@ def test_segments_are_what_a_loop_over_frames_finds() -> None:
 @pytest.mark.parametrize("level", [0.0, 3e-4, 3e-3, 3e-2])
 def test_a_quiet_room_is_nobody_in_a_gallery_of_sounds(digits: Model, tmp_path: Path, level: float) -> None:
     """A model of speech knows little of bells, and finds one nearer to silence than to anything it was trained on."""
-    prints = take(digits, bell(), "sound", "bell").embeddings
+    prints = extract_prints(digits, bell(), "sound", "bell").embeddings
     rows = digits.rows(room(4.0, level), RATE)[1]
     unguarded = Matcher(["bell"], [0], prints, digits.cohort, levels=Levels.of(digits.contract, None, None))
     with Gallery.open(tmp_path / "house.db", digits, create=True) as gallery:

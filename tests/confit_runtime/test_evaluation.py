@@ -15,16 +15,23 @@ from hypothesis import strategies as st
 
 from confit_runtime import AudioError, ConfitError, Model, load
 from confit_runtime.audio import Pcm
-from confit_runtime.evaluation import NEARBY_S, JudgedRecording, LocalPower, judge, snr_band, what_was_there
+from confit_runtime.evaluation import (
+    NEARBY_S,
+    EvaluatedRecording,
+    LocalPower,
+    evaluate_recording,
+    label_during,
+    snr_band,
+)
 from confit_runtime.evaluation_report import summarise
 from confit_runtime.intervals import grouped_share_interval, poisson_interval, resampled_interval
-from confit_runtime.labels import Labelled, read_labelled
-from confit_runtime.scoring import Heard, Score
+from confit_runtime.labels import LabelledRecording, read_labelled
+from confit_runtime.scoring import Score, SoundEvent
 from tests import tiny_model
 from tests.tiny_model import RATE, silence, tone
 
 
-def snr_db(pcm: Pcm, sounds: list[Heard], cuts: Sequence[int] = (), rate: int = RATE) -> list[float]:
+def snr_db(pcm: Pcm, sounds: list[SoundEvent], cuts: Sequence[int] = (), rate: int = RATE) -> list[float]:
     """The ratios of sounds in a recording that is heard in parts."""
     power = LocalPower(rate, sounds)
     for part in np.split(pcm, sorted(cuts)):
@@ -37,13 +44,13 @@ def test_the_ratio_is_that_of_the_sound_to_what_is_around_it(ratio: float) -> No
     noise = np.random.default_rng(0).standard_normal(4 * RATE).astype(np.float32) * 0.01
     signal = np.sin(np.arange(RATE) * 0.3).astype(np.float32) * np.float32(0.01 * math.sqrt(2) * 10 ** (ratio / 20))
     noise[int(1.5 * RATE) : int(2.5 * RATE)] += signal
-    other = Heard("other", 2.5, 2.9)
+    other = SoundEvent("other", 2.5, 2.9)
     noise[int(2.5 * RATE) : int(2.9 * RATE)] += tone(700, 0.4)  # another sound is not noise
-    found = snr_db(noise, [Heard("low", 1.5, 2.5), other])
+    found = snr_db(noise, [SoundEvent("low", 1.5, 2.5), other])
     assert found[0] == pytest.approx(ratio, abs=0.5)
 
 
-def by_samples(pcm: Pcm, sounds: list[Heard], rate: int) -> list[float]:
+def by_samples(pcm: Pcm, sounds: list[SoundEvent], rate: int) -> list[float]:
     """The ratios from the whole recording, sample by sample."""
     place, found = np.arange(len(pcm)), []
 
@@ -77,23 +84,23 @@ def test_heard_in_parts_the_ratios_are_those_of_the_whole(
 ) -> None:
     rng = np.random.default_rng(seed)
     pcm = (rng.standard_normal(600) * rng.choice([0.01, 1.0], 600)).astype(np.float32)
-    sounds = [Heard("a", start / 100, (start + length) / 100) for start, length in spans]
+    sounds = [SoundEvent("a", start / 100, (start + length) / 100) for start, length in spans]
     np.testing.assert_allclose(snr_db(pcm, sounds, cuts, 100), by_samples(pcm, sounds, 100), rtol=1e-6, atol=1e-6)
 
 
 def test_a_recording_without_a_sample_is_refused(model: Model, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), RATE)
     with pytest.raises(AudioError, match=r"empty\.wav: holds no samples"):
-        judge(model, Labelled(tmp_path / "empty.wav", 0.0, []))
+        evaluate_recording(model, LabelledRecording(tmp_path / "empty.wav", 0.0, []))
 
 
 def test_ratios_that_have_no_number() -> None:
     pcm = np.concatenate([silence(1), tone(500, 0.5), silence(1)])
-    assert snr_db(pcm, [Heard("low", 1.0, 1.5)]) == [math.inf]
-    assert snr_db(pcm, [Heard("low", 0.0, 0.5)]) == [-math.inf]
-    assert snr_db(np.full(3 * RATE, 0.5, np.float32), [Heard("low", 1.0, 2.0)]) == [-math.inf]  # as loud all along
-    assert math.isnan(snr_db(pcm, [Heard("low", 0.0, 2.5)])[0])
-    assert math.isnan(snr_db(pcm, [Heard("low", 1.2, 1.2)])[0])  # a point
+    assert snr_db(pcm, [SoundEvent("low", 1.0, 1.5)]) == [math.inf]
+    assert snr_db(pcm, [SoundEvent("low", 0.0, 0.5)]) == [-math.inf]
+    assert snr_db(np.full(3 * RATE, 0.5, np.float32), [SoundEvent("low", 1.0, 2.0)]) == [-math.inf]  # as loud all along
+    assert math.isnan(snr_db(pcm, [SoundEvent("low", 0.0, 2.5)])[0])
+    assert math.isnan(snr_db(pcm, [SoundEvent("low", 1.2, 1.2)])[0])  # a point
     bands = [snr_band(snr) for snr in (math.nan, -math.inf, -1.0, 0.0, 9.9, 19.0, 20.0, math.inf)]
     assert bands == [
         "no estimate", "below 0 dB", "below 0 dB", "0 to 5 dB", "5 to 10 dB", "10 to 20 dB", "20 dB and more", "20 dB and more",
@@ -103,21 +110,21 @@ def test_ratios_that_have_no_number() -> None:
 def test_a_recording_is_judged(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "one.wav"
     soundfile.write(path, np.concatenate([tone(500, 0.3), silence(1), tone(3600, 0.3), silence(2)]), RATE)
-    sounds = [Heard("low", 0.0, 0.3), Heard("parrot", 1.3, 1.6), Heard("mid", 2.8, 3.1)]
-    judged = judge(model, Labelled(path, 3.6, sounds))
+    sounds = [SoundEvent("low", 0.0, 0.3), SoundEvent("parrot", 1.3, 1.6), SoundEvent("mid", 2.8, 3.1)]
+    judged = evaluate_recording(model, LabelledRecording(path, 3.6, sounds))
     assert judged.seconds == 3.6
     assert judged.score.found == [True, False]
     assert [one.label for one in judged.others] == ["parrot"]
     (accept,) = judged.score.false_accepts
-    assert (accept.label, what_was_there(accept, judged)) == ("high", "parrot")
-    assert what_was_there(Heard("high", 9.0, 9.1), judged) == "nothing"
+    assert (accept.label, label_during(accept, judged)) == ("high", "parrot")
+    assert label_during(SoundEvent("high", 9.0, 9.1), judged) == "nothing"
     latency, missed = judged.latency_s
     assert latency is not None
     assert -0.3 < latency < 0.3
     assert missed is None
 
 
-class Compared(Heard):
+class Compared(SoundEvent):
     """A sound that counts how often any is held against another one."""
 
     times = 0
@@ -126,14 +133,14 @@ class Compared(Heard):
         Compared.times += 1
         return super().__eq__(other)
 
-    __hash__ = Heard.__hash__
+    __hash__ = SoundEvent.__hash__
 
 
 def test_each_sound_has_its_own_ratio_without_being_looked_for(model: Model, tmp_path: Path) -> None:
     path, noise = tmp_path / "dense.wav", np.random.default_rng(0).standard_normal(20 * RATE).astype(np.float32)
     soundfile.write(path, 0.01 * noise, RATE)
     sounds = [Compared(("low", "parrot", "mid")[at % 3], 0.05 * at, 0.05 * at + 0.02) for at in range(399)]
-    judged = judge(model, Labelled(path, 20.0, sounds))
+    judged = evaluate_recording(model, LabelledRecording(path, 20.0, sounds))
     assert Compared.times <= len(sounds)
     ratios = snr_db(soundfile.read(path, dtype="float32")[0], sounds)
     expected = [ratio for one, ratio in zip(sounds, ratios, strict=True) if one.label != "parrot"]
@@ -146,17 +153,21 @@ def test_what_is_set_never_to_fire_is_not_missed(tmp_path: Path) -> None:
     mute = load(tiny_model.build(tmp_path / "tiny.onnx", thresholds=levels))
     path = tmp_path / "one.wav"
     soundfile.write(path, np.concatenate([silence(0.5), tone(500, 0.3), silence(1), tone(1200, 0.3), silence(1)]), RATE)
-    judged = judge(mute, Labelled(path, 3.1, [Heard("low", 0.5, 0.8), Heard("mid", 1.8, 2.1)]))
+    judged = evaluate_recording(
+        mute, LabelledRecording(path, 3.1, [SoundEvent("low", 0.5, 0.8), SoundEvent("mid", 1.8, 2.1)])
+    )
     assert judged.score.found == [True]
     assert [(one.label, one.start_s) for one in (*judged.sounds, *judged.others)] == [("mid", 1.8), ("low", 0.5)]
-    assert what_was_there(Heard("mid", 0.7, 0.8), judged) == "low"
+    assert label_during(SoundEvent("mid", 0.7, 0.8), judged) == "low"
 
 
 def test_latency_is_that_of_the_label_of_the_sound(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "one.wav"
     pcm = np.concatenate([silence(0.5), tone(500, 0.3), silence(0.7), tone(3600, 0.2), silence(1.0)])
     soundfile.write(path, pcm, RATE)
-    judged = judge(model, Labelled(path, 2.7, [Heard("high", 0.5, 1.7)]))  # low was heard in it, long before
+    judged = evaluate_recording(
+        model, LabelledRecording(path, 2.7, [SoundEvent("high", 0.5, 1.7)])
+    )  # low was heard in it, long before
     assert [accept.label for accept in judged.score.false_accepts] == ["low"]
     assert judged.latency_s == [pytest.approx(0.0, abs=0.2)]
 
@@ -165,8 +176,11 @@ def test_latency_is_that_of_the_detection_that_found_the_sound(model: Model, tmp
     path = tmp_path / "two.wav"
     pcm = [silence(0.9), tone(500, 0.3), silence(0.6), tone(500, 0.3), silence(1.5)]
     soundfile.write(path, np.concatenate(pcm), RATE)
-    sounds = [Heard("low", 0.9, 1.2), Heard("low", 1.1, 2.1)]  # the first is told once the second may have begun
-    judged = judge(model, Labelled(path, 3.6, sounds))
+    sounds = [
+        SoundEvent("low", 0.9, 1.2),
+        SoundEvent("low", 1.1, 2.1),
+    ]  # the first is told once the second may have begun
+    judged = evaluate_recording(model, LabelledRecording(path, 3.6, sounds))
     assert judged.score.found_by == [0, 1]
     assert judged.latency_s == [pytest.approx(-0.2, abs=0.1), pytest.approx(-0.2, abs=0.1)]
 
@@ -174,7 +188,7 @@ def test_latency_is_that_of_the_detection_that_found_the_sound(model: Model, tmp
 def test_what_is_found_when_the_recording_is_over_is_told_at_its_end(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "one.wav"
     soundfile.write(path, np.concatenate([silence(0.5), tone(3600, 0.04)]), RATE)
-    judged = judge(model, Labelled(path, 0.54, [Heard("high", 0.5, 0.54)]))
+    judged = evaluate_recording(model, LabelledRecording(path, 0.54, [SoundEvent("high", 0.5, 0.54)]))
     assert judged.latency_s == [pytest.approx(0.0, abs=1e-3)]
 
 
@@ -182,15 +196,15 @@ def test_a_sound_that_a_recording_begins_with_is_found(model: Model, tmp_path: P
     """As `listen` finds it: silence stands before a recording, which the window of its first samples reaches into."""
     path = tmp_path / "one.wav"
     soundfile.write(path, np.concatenate([tone(3600, 0.02), silence(1.0)]), RATE)
-    judged = judge(model, Labelled(path, 1.02, [Heard("high", 0.0, 0.02)]))
+    judged = evaluate_recording(model, LabelledRecording(path, 1.02, [SoundEvent("high", 0.0, 0.02)]))
     assert judged.score.found == [True]
 
 
 def test_a_false_accept_is_put_down_to_the_sound_that_ends_nearest() -> None:
-    sounds, others = [Heard("low", 0.0, 2.1)], [Heard("parrot", 1.9, 2.6)]
-    judged = JudgedRecording("x", 9.0, sounds, others, Score([None], []), [0.0], [None])
-    assert what_was_there(Heard("high", 2.0, 2.2), judged) == "low"
-    assert what_was_there(Heard("high", 2.3, 2.5), judged) == "parrot"
+    sounds, others = [SoundEvent("low", 0.0, 2.1)], [SoundEvent("parrot", 1.9, 2.6)]
+    judged = EvaluatedRecording("x", 9.0, sounds, others, Score([None], []), [0.0], [None])
+    assert label_during(SoundEvent("high", 2.0, 2.2), judged) == "low"
+    assert label_during(SoundEvent("high", 2.3, 2.5), judged) == "parrot"
 
 
 @settings(deadline=None, max_examples=80)
@@ -218,12 +232,12 @@ def test_recordings_are_summed_up_by_the_hour_and_the_intervals_are_of_recording
 
     def judged(
         name: str, hours: float, found: list[bool], accepts: int, long_s: float, latency: float
-    ) -> JudgedRecording:
-        sounds = [Heard("low", 10.0 * at, 10.0 * at + long_s) for at in range(len(found))]
-        falsely = [Heard("mid", 10.0 * at + 5, 10.0 * at + 5.1) for at in range(accepts)]
+    ) -> EvaluatedRecording:
+        sounds = [SoundEvent("low", 10.0 * at, 10.0 * at + long_s) for at in range(len(found))]
+        falsely = [SoundEvent("mid", 10.0 * at + 5, 10.0 * at + 5.1) for at in range(accepts)]
         score = Score([at if one else None for at, one in enumerate(found)], falsely)
         told = [latency if one else None for one in found]
-        return JudgedRecording(name, 3600 * hours, sounds, [], score, [20.0] * len(found), told)
+        return EvaluatedRecording(name, 3600 * hours, sounds, [], score, [20.0] * len(found), told)
 
     contract = tiny_model.contract()
     window_s = contract.window / contract.sample_rate

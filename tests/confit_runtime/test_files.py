@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from confit_runtime.errors import UsageError
-from confit_runtime.files import default_cache, partial_folder, remove_left, write_new, write_whole
+from confit_runtime.files import default_cache, partial_folder, remove_leftovers, write_atomic, write_new_atomic
 from tests.full_disk import files_of_at_most
 
 
@@ -20,19 +20,19 @@ def test_a_file_that_cannot_be_written_leaves_the_former_one_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "rows.npy"
-    write_whole(path, b"former")
+    write_atomic(path, b"former")
 
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        write_whole(path, b"new")
+        write_atomic(path, b"new")
     assert path.read_bytes() == b"former"
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("write", [write_whole, write_new])
+@pytest.mark.parametrize("write", [write_atomic, write_new_atomic])
 def test_where_a_disk_is_full_the_file_that_was_asked_for_is_named(
     tmp_path: Path, write: Callable[[Path, bytes], None]
 ) -> None:
@@ -45,7 +45,7 @@ def test_where_a_disk_is_full_the_file_that_was_asked_for_is_named(
 def test_where_only_the_hidden_name_is_too_long_the_file_that_was_asked_for_is_named(tmp_path: Path) -> None:
     path = tmp_path / f"{120 * 'ä'}.onnx"
     with pytest.raises(OSError, match="File name too long") as refused:
-        write_whole(path, b"new")
+        write_atomic(path, b"new")
     assert refused.value.filename == str(path)
 
 
@@ -62,9 +62,9 @@ def test_a_new_file_is_not_seen_before_it_is_whole(
     with monkeypatch.context() as stopped:
         stopped.setattr(os, "fsync", stop)
         with pytest.raises(type(ends_with)):
-            write_new(path, b"new")
+            write_new_atomic(path, b"new")
     assert (seen, list(tmp_path.iterdir())) == ([False], [])
-    write_new(path, b"new", 0o600)
+    write_new_atomic(path, b"new", 0o600)
     assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", 0o600)
 
 
@@ -74,7 +74,7 @@ def test_a_new_file_replaces_none_and_takes_no_name_that_another_is_being_writte
     writing.touch()
     for taken in (path, tmp_path / "mid.flac"):
         with pytest.raises(FileExistsError):
-            write_new(taken, b"new")
+            write_new_atomic(taken, b"new")
     assert path.read_bytes() == b"former"
     assert sorted(tmp_path.iterdir()) == [writing, path]
 
@@ -93,11 +93,11 @@ with partial_folder(Path({str(path)!r})) as folder:
         for folder in others:
             folder.mkdir()
         with partial_folder(path) as ours:
-            remove_left(path)
+            remove_leftovers(path)
             assert set(tmp_path.iterdir()) == {ours, theirs, *others}
             other.kill()
             other.wait()
-            remove_left(path)
+            remove_leftovers(path)
             assert set(tmp_path.iterdir()) == {ours, *others}
         assert set(tmp_path.iterdir()) == set(others)
 
@@ -108,12 +108,12 @@ def test_what_a_killed_process_left_of_a_file_goes_when_that_is_written(tmp_path
     other.mkdir()
     killed = f"""import os; from pathlib import Path; from confit_runtime import files
 os.fsync = lambda handle: os.kill(os.getpid(), 9)
-files.write_whole(Path({str(path)!r}), b"voice")"""
+files.write_atomic(Path({str(path)!r}), b"voice")"""
     assert subprocess.run([sys.executable, "-c", killed], check=False).returncode == -9
     (left,) = set(tmp_path.iterdir()) - {other}
     assert (left / path.name).read_bytes() == b"voice"
     with partial_folder(path) as writing:
-        write_whole(path, b"again")
+        write_atomic(path, b"again")
         assert set(tmp_path.iterdir()) == {path, other, writing}
     assert path.read_bytes() == b"again"
 
@@ -121,7 +121,7 @@ files.write_whole(Path({str(path)!r}), b"voice")"""
 AS_NOBODY = """
 import os, sys
 from pathlib import Path
-from confit_runtime.files import write_whole
+from confit_runtime.files import write_atomic
 if os.geteuid() == 0:  # root may read everywhere
     os.setgroups([])
     os.setgid(65534)

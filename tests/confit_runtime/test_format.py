@@ -21,18 +21,18 @@ from confit_runtime import (
     Detection,
     Gallery,
     Model,
+    chunk_scorer,
     device_file,
     enrollment,
     listen,
     load,
     matcher,
     migrations,
-    rows,
     speaker,
-    voiced,
+    voice_activity,
 )
 from confit_runtime.contract import SCHEMA, Contract
-from confit_runtime.enrollment import embed_query, take
+from confit_runtime.enrollment import embed_query, extract_prints
 
 DEMO = Path(__file__).parents[2] / "confit_edge" / "demo" / "data"
 MODELS = Path(__file__).parents[2] / "models"
@@ -325,10 +325,10 @@ def enrolled(model: Model, path: Path) -> Gallery:
     for name in ("bed", "cat", "marvin"):
         sounds = words(name, slice(8))
         given = [np.concatenate(sounds)] if gallery.kind == "speaker" else sounds
-        taken = [take(model, pcm, gallery.kind, name) for pcm in given]
+        taken = [extract_prints(model, pcm, gallery.kind, name) for pcm in given]
         prints = np.concatenate([one.embeddings for one in taken])
         gallery.enroll(name, prints, sources=[name] * len(prints), voiced_s=sum(one.seconds for one in taken))
-    negative = take(model, np.concatenate(words("cat", slice(8, 12))), gallery.kind, "no").embeddings
+    negative = extract_prints(model, np.concatenate(words("cat", slice(8, 12))), gallery.kind, "no").embeddings
     gallery.enroll("cat", negative, sources=["no"] * len(negative), voiced_s=0.0, negative=True)
     return gallery
 
@@ -406,27 +406,27 @@ def test_the_page_is_of_these_schemas_and_tells_of_every_key() -> None:
 CONSTANTS = {
     2: {
         "matcher": {
-            "NEAREST": 3, "NEIGHBOURS": 64, "DEFAULT_THRESHOLD": 0.6, "DEFAULT_MARGIN": 0.03, "PRIOR_PRINTS": 4.5,
-            "LOWEST_SHIFT": -0.25, "HIGHEST_SHIFT": 0.05, "UNIT_WITHIN": 1e-6, "ROUNDING": 1e-6, "OWN_PRINTS": 64,
+            "NEAREST_PRINTS": 3, "NEIGHBOUR_PRINTS": 64, "DEFAULT_THRESHOLD": 0.6, "DEFAULT_MARGIN": 0.03, "PRIOR_PRINTS": 4.5,
+            "MIN_SHIFT": -0.25, "MAX_SHIFT": 0.05, "UNIT_TOLERANCE": 1e-6, "ROUNDING_TOLERANCE": 1e-6, "NEWEST_PRINTS": 64,
         },
-        "voiced": {
+        "voice_activity": {
             "FRAME_S": 0.032, "STEP_S": 0.01, "LOW_HZ": 100.0, "HIGH_HZ": 4000.0, "BELOW_PEAK_DB": 35.0, "ABOVE_FLOOR_DB": 8.0,
-            "LEAST_RANGE_DB": 15.0, "QUIETEST_DB": -65.0, "FLATTEST": 0.42, "LONGEST_GAP_S": 0.15, "SHORTEST_S": 0.06,
-            "EDGE_S": 0.03, "PAUSE_S": 0.6, "SILENCE_DB": -70.0, "SOFTEST_BELOW_PEAK_DB": 40.0, "LEAST_ABOVE_NOISE_DB": 10.0,
+            "MIN_RANGE_DB": 15.0, "MIN_VOICE_DB": -65.0, "MAX_FLATNESS": 0.42, "MAX_GAP_S": 0.15, "MIN_VOICE_S": 0.06,
+            "EDGE_S": 0.03, "PAUSE_S": 0.6, "SILENCE_DB": -70.0, "MAX_BELOW_PEAK_DB": 40.0, "MIN_ABOVE_NOISE_DB": 10.0,
             "SOUND_BELOW_PEAK_DB": 30.0, "LOUDEST_FRAMES": 3, "QUIET_S": 0.15, "LEVEL_FRAME_S": 0.02,
         },
-        "rows": {"HOPS_A_CALL": 256, "WINDOWS_A_CALL": 16},
-        "enrollment": {"SHORTEST_SOUND_S": 0.1, "SHORTEST_VOICE_S": 0.5, "LEAST_VOICE_S": 4.0, "PRINT_S": 3.0},
+        "chunk_scorer": {"HOPS_PER_CALL": 256, "WINDOWS_PER_CALL": 16},
+        "enrollment": {"MIN_SOUND_S": 0.1, "MIN_CLIP_VOICE_S": 0.5, "MIN_VOICE_S": 4.0, "PRINT_S": 3.0},
         "speaker": {
-            "RECENT_S": 6.0, "SLACK_S": 1.0, "VOICE_BEFORE_S": 3.0, "SHORTEST_WORD_S": 0.2, "WORD_S": (0.6, 0.3),
-            "LEAST_OF_WORD_S": 0.1, "WORD_SLACK": 0.1,
+            "RECENT_S": 6.0, "SLACK_S": 1.0, "VOICE_BEFORE_S": 3.0, "MIN_VOICE_S": 0.2, "WORD_S": (0.6, 0.3),
+            "MIN_WORD_VOICE_S": 0.1, "WORD_SLACK": 0.1,
         },
     }
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "module", [matcher, voiced, enrollment, rows, speaker], ids=lambda module: str(module.__name__)
+    "module", [matcher, voice_activity, enrollment, chunk_scorer, speaker], ids=lambda module: str(module.__name__)
 )
 def test_what_answers_hang_on_changes_with_the_schema_alone(module: Any) -> None:
     known = CONSTANTS[SCHEMA][module.__name__.rsplit(".", 1)[1]]

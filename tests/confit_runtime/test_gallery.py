@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from confit_runtime import AudioError, GalleryError, Model, UsageError, load
 from confit_runtime.detect import NameDetector
 from confit_runtime.gallery import Gallery
-from confit_runtime.gallery_file import PATIENCE_S, make_file
+from confit_runtime.gallery_file import BUSY_TIMEOUT_S, make_file
 from confit_runtime.matcher import Levels, Matcher
 from confit_runtime.migrations import SCHEMA, Binding
 from confit_runtime.names import clean_name
@@ -538,7 +538,7 @@ def test_a_gallery_that_a_newer_version_migrates_while_it_is_open(
 
 
 def test_a_gallery_in_use(path: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("confit_runtime.gallery_file.PATIENCE_S", 0.1)
+    monkeypatch.setattr("confit_runtime.gallery_file.BUSY_TIMEOUT_S", 0.1)
     with Gallery.open(path, model) as gallery:
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
@@ -560,7 +560,7 @@ def test_while_another_program_holds_it_the_names_are_as_they_were(
         other.execute("UPDATE names SET name = 'eve' WHERE name = 'ada'")
         began = time.monotonic()
         assert gallery.matcher is before
-        assert time.monotonic() - began < PATIENCE_S / 2  # sound does not wait
+        assert time.monotonic() - began < BUSY_TIMEOUT_S / 2  # sound does not wait
         assert "gallery.db: is in use by another program" in caplog.text
         other.execute("COMMIT")
         other.close()

@@ -28,15 +28,15 @@ from hypothesis import strategies as st
 
 from confit_runtime import GalleryError, Model, UsageError, load, search
 from confit_runtime import prints as prints_module
-from confit_runtime.current import LISTENING_PATIENCE_S
 from confit_runtime.enrollment import to_flac
 from confit_runtime.gallery import Gallery
-from confit_runtime.gallery_file import PATIENCE_S
-from confit_runtime.matcher import HIGHEST_SHIFT, LOWEST_SHIFT, PRIOR_PRINTS, Levels, Matcher, likeness, unit
+from confit_runtime.gallery_file import BUSY_TIMEOUT_S
+from confit_runtime.matcher import MAX_SHIFT, MIN_SHIFT, PRIOR_PRINTS, Levels, Matcher, l2_normalise, mutual_similarity
 from confit_runtime.migrations import SCHEMA
-from confit_runtime.prints import Counts, to_blobs
-from confit_runtime.search import ExactSearch, IndexSearch, LaterSearch, build_index
-from confit_runtime.transfer import enroll_again, export_names, import_names
+from confit_runtime.prints import PrintCounts, to_blobs
+from confit_runtime.reloading_matcher import LISTENING_TIMEOUT_S
+from confit_runtime.search import ExactSearch, IncrementalSearch, IndexSearch, build_index
+from confit_runtime.transfer import export_names, import_names, re_enroll_prints
 from tests import tiny_model
 from tests.at_once import at_once
 from tests.tiny_model import RATE, Floats, chord, silence
@@ -112,7 +112,7 @@ def test_holders_of_prints_are_found_among_those_that_begin_alike(
         }
         assert gallery.holders(asked) == expected
         for name in "ab":
-            assert gallery.counts_of(name) == gallery.counts().get(name, Counts())
+            assert gallery.counts_of(name) == gallery.counts().get(name, PrintCounts())
 
 
 def steps(gallery: Gallery, act: Callable[[], object]) -> int:
@@ -163,14 +163,14 @@ def test_a_gallery_of_the_second_schema_keeps_everything_and_learns_its_kind(tmp
         Gallery.open(path) as gallery,
         pytest.raises(UsageError, match="did not record whether it holds voices or sounds: say which with --kind"),
     ):
-        enroll_again(gallery, model)
+        re_enroll_prints(gallery, model)
     with Gallery.open(path, model) as gallery:
         assert (gallery.names(), gallery.negatives()) == ({"Ada Lovelace": 3, "zoë": 2}, {"low": 1})
         assert [one.audio is not None for one in gallery.prints("zoë")] == [True, True]
         assert gallery.kind == "sound"  # as its model says
         for name in ("Ada Lovelace", "low"):
             gallery.remove(name)
-        assert enroll_again(gallery, model, "speaker") == {"zoë": (2, 0)}
+        assert re_enroll_prints(gallery, model, "speaker") == {"zoë": (2, 0)}
     with Gallery.open(path) as gallery:
         assert gallery.kind == "speaker"
 
@@ -283,7 +283,7 @@ def test_a_negative_print_vetoes_what_it_is_nearer_to(tmp_path: Path, model: Mod
 def test_a_true_sound_of_the_cohort_is_not_vetoed() -> None:
     east, up = np.eye(DIM, dtype=np.float32)[:2]
     nothing = np.zeros((0, DIM), np.float32)
-    cohort, query = (unit(east + share * up) for share in (0.75, 1.0))
+    cohort, query = (l2_normalise(east + share * up) for share in (0.75, 1.0))
     unlike, like = (
         Matcher(["yes"], [], nothing, sounds, levels=Levels(), vetoed=[0], vetoes=up[None])
         for sounds in (nothing, cohort[None])
@@ -296,9 +296,9 @@ def test_a_true_sound_of_the_cohort_is_not_vetoed() -> None:
 def test_one_negative_print_of_several_is_enough() -> None:
     """As near as the nearest of them, though what they have in common is not."""
     east, north, up, down = np.eye(DIM, dtype=np.float32)[:4]
-    vetoes = np.stack([east, unit(east + north), unit(east + up), unit(east + down)])
+    vetoes = np.stack([east, l2_normalise(east + north), l2_normalise(east + up), l2_normalise(east + down)])
     nothing = np.zeros((0, DIM), np.float32)
-    near = unit(east + 0.1 * np.eye(DIM, dtype=np.float32)[4])
+    near = l2_normalise(east + 0.1 * np.eye(DIM, dtype=np.float32)[4])
     matcher = Matcher(["low"], [0], near[None], nothing, levels=Levels(), vetoed=[0] * 4, vetoes=vetoes)
     assert matcher.match(east).reason == "negative"
 
@@ -320,12 +320,12 @@ def test_of_two_that_are_as_near_each_rule_has_its_side() -> None:
     answer = both.match(east)
     assert (answer.name, answer.score, answer.threshold, answer.margin) == ("east", 1.0, 1.0, 1.0)
     vetoed = Matcher(["east"], [0], east[None], nothing, levels=Levels(0.5), vetoed=[0], vetoes=north[None])
-    assert vetoed.match(unit(east + north)).reason == "negative"
-    assert vetoed.match(unit(east + 0.9 * north)).name == "east"
+    assert vetoed.match(l2_normalise(east + north)).reason == "negative"
+    assert vetoed.match(l2_normalise(east + 0.9 * north)).name == "east"
 
 
 def test_the_newest_prints_say_how_alike_a_names_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("confit_runtime.matcher.OWN_PRINTS", 2)
+    monkeypatch.setattr("confit_runtime.matcher.NEWEST_PRINTS", 2)
     prints = np.eye(8, dtype=np.float32)[[0, 0, 0, 1]]  # the first two agree, the last two are apart
     levels = Levels(0.6, 0.0, genuine=0.9)
     nobody = np.zeros((0, 8), np.float32)
@@ -341,8 +341,8 @@ def test_prints_that_agree_less_need_less() -> None:
         base = np.eye(DIM, dtype=np.float32)[:1] + spread * random_prints(6)
         prints = (base / np.linalg.norm(base, axis=1, keepdims=True)).astype(np.float32)
         match = Matcher(["ada"], [0] * 6, prints, np.zeros((0, DIM), np.float32), levels=levels).match(prints[0])
-        naive = 6 / (6 + PRIOR_PRINTS) * (likeness(prints) - 0.9)
-        assert match.threshold == pytest.approx(0.7 + min(max(naive, LOWEST_SHIFT), HIGHEST_SHIFT))
+        naive = 6 / (6 + PRIOR_PRINTS) * (mutual_similarity(prints) - 0.9)
+        assert match.threshold == pytest.approx(0.7 + min(max(naive, MIN_SHIFT), MAX_SHIFT))
         needed.append(match.threshold)
     assert needed[0] > needed[1] > needed[2]
     single = Matcher(["ada"], [0], random_prints(1), np.zeros((0, DIM), np.float32), levels=levels)
@@ -368,7 +368,7 @@ def test_two_names_too_close_to_tell_are_unknown_and_the_nearer_is_verified() ->
     east, north = np.eye(DIM, dtype=np.float32)[:2]
     nobody = np.zeros((0, DIM), np.float32)
     matcher = Matcher(["east", "north"], [0, 1], np.stack([east, north]), nobody, levels=Levels(0.5, 0.03))
-    query = unit((0.70 * east + 0.71 * north).astype(np.float32))
+    query = l2_normalise((0.70 * east + 0.71 * north).astype(np.float32))
     assert (matcher.match(query).name, matcher.match(query).reason) == (None, "too close")
     assert (matcher.verify("north", query).name, matcher.verify("north", query).reason) == ("north", None)
     assert matcher.verify("east", query).reason == "other"
@@ -578,12 +578,12 @@ def test_kept_audio_is_enrolled_again_with_another_model(tmp_path: Path, model: 
     with pytest.raises(GalleryError, match=r"another model .*gallery re-enroll .*other\.onnx"):
         Gallery.open(path, other)
     with Gallery.open(path) as gallery:
-        assert enroll_again(gallery, other) == {"bell": (1, 0)}
+        assert re_enroll_prints(gallery, other) == {"bell": (1, 0)}
     with Gallery.open(path, other) as gallery:
         np.testing.assert_allclose(gallery.prints("bell")[0].embedding, print_[0], atol=1e-3)
         gallery.enroll("bell", random_prints(1), sources=["no audio"], voiced_s=0.1)
     with Gallery.open(path) as gallery, pytest.raises(GalleryError, match="audio of 1 of bell's 2 prints was not kept"):
-        enroll_again(gallery, model)
+        re_enroll_prints(gallery, model)
 
 
 @pytest.mark.parametrize("what", ["hours", "channels", "text"])
@@ -599,7 +599,7 @@ def test_kept_audio_that_enroll_does_not_keep_is_told_of(tmp_path: Path, model: 
     if what == "hours":
         told = r"audio of bell's print from bell\.wav, .* is longer than 60 minutes, .*\(`confit-edge gallery remove bell --gall"
     with Gallery.open(path) as gallery, pytest.raises(GalleryError, match=told):
-        enroll_again(gallery, model)
+        re_enroll_prints(gallery, model)
 
 
 def test_who_had_it_open_as_it_was_enrolled_again_adds_no_prints_of_the_old_model(tmp_path: Path, model: Model) -> None:
@@ -616,7 +616,7 @@ def test_who_had_it_open_as_it_was_enrolled_again_adds_no_prints_of_the_old_mode
         Gallery.open(path) as gallery,
     ):
         gallery.rename("bell", "chime")
-        enroll_again(gallery, other)
+        re_enroll_prints(gallery, other)
         with pytest.raises(GalleryError, match="was enrolled with another model"):
             listening.match(random_prints(1)[0])
         for act in (
@@ -656,9 +656,9 @@ def test_voices_do_not_become_sounds_unasked(tmp_path: Path, model: Model) -> No
     assert str(refused.value).endswith("use that model, or another --gallery")  # and not: make it one of sounds
     with Gallery.open(path) as gallery:
         with pytest.raises(UsageError, match="holds voices, but tiny is for sounds: use a model for voices"):
-            enroll_again(gallery, model)
+            re_enroll_prints(gallery, model)
         assert gallery.embedding_id == "voices"
-        assert enroll_again(gallery, model, "speaker") == {"ada": (1, 0)}
+        assert re_enroll_prints(gallery, model, "speaker") == {"ada": (1, 0)}
     with Gallery.open(path, model) as gallery:
         assert gallery.kind == "speaker"
 
@@ -746,7 +746,7 @@ def test_after_any_change_the_matcher_is_that_of_the_whole_file(
 ) -> None:
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "LATER", later)
+        patch.setattr(search, "MAX_PENDING_CHANGES", later)
         path = Path(folder) / "house.db"
         with Gallery.open(path, model, create=True) as gallery:
             for some in changes:
@@ -762,7 +762,7 @@ def test_after_any_change_the_matcher_is_that_of_the_whole_file(
                 np.testing.assert_array_equal(found._vetoes, whole._vetoes)
                 for query in rng.standard_normal((3, DIM)).astype(np.float32):
                     assert found.match(query).nearest == whole.match(query).nearest
-                    near, all_near = (one.search.nearest(unit(query), 3) for one in (found, whole))
+                    near, all_near = (one.search.nearest(l2_normalise(query), 3) for one in (found, whole))
                     assert sorted(near) == sorted(all_near)
 
 
@@ -787,7 +787,7 @@ def test_of_a_gallery_that_was_read_only_what_is_new_is_read(tmp_path: Path, mod
             other.rename("n4", "n5 too")
             assert "n3" not in gallery.matcher.names
         assert sum(read) == 3
-        assert isinstance(gallery.matcher.search, LaterSearch)
+        assert isinstance(gallery.matcher.search, IncrementalSearch)
         assert gallery.matcher.search._before is before.search  # no other copy of all
 
 
@@ -817,7 +817,7 @@ def test_who_listened_waits_as_long_for_a_change_as_anybody(tmp_path: Path, mode
         assert gallery.matcher is gallery.matcher
         other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         other.execute("BEGIN EXCLUSIVE")
-        done = threading.Timer(5 * LISTENING_PATIENCE_S, other.execute, ["ROLLBACK"])
+        done = threading.Timer(5 * LISTENING_TIMEOUT_S, other.execute, ["ROLLBACK"])
         done.start()
         assert gallery.enroll("eve", random_prints(1), sources=["one"], voiced_s=1.0) == 1
         done.join()
@@ -836,7 +836,7 @@ def test_who_listens_does_not_wait_after_a_change_of_its_own(tmp_path: Path, mod
         began = time.monotonic()
         stream.accept(silence(3.0), RATE)
         assert gallery.matcher.names == ()
-        assert time.monotonic() - began < PATIENCE_S / 2
+        assert time.monotonic() - began < BUSY_TIMEOUT_S / 2
         other.execute("ROLLBACK")
         assert gallery.matcher.names == ("eve",)
 
@@ -876,7 +876,7 @@ def test_who_listens_does_not_wait_for_another_threads_change(tmp_path: Path, mo
         before = gallery.matcher
         with gallery.change():
             gallery.enroll("eve", random_prints(1), sources=["one"], voiced_s=1.0)
-            assert pool.submit(lambda: gallery.matcher).result(timeout=PATIENCE_S / 2) is before
+            assert pool.submit(lambda: gallery.matcher).result(timeout=BUSY_TIMEOUT_S / 2) is before
             names = pool.submit(gallery.names)  # but who asks for what is in the file does
         assert names.result() == {"eve": 1}
         assert gallery.matcher.names == ("eve",)
@@ -1126,7 +1126,7 @@ def test_a_file_that_is_being_written_leaves_the_names_as_they_were(tmp_path: Pa
 def test_a_name_of_very_many_prints_does_not_hide_the_next(tmp_path: Path, model: Model) -> None:
     ada, mum = np.zeros((2, model.contract.embedding_dim), np.float32)
     ada[0], mum[0], mum[1] = 1.0, 1.0, 0.1
-    many = unit(ada + 0.01 * random_prints(300))
+    many = l2_normalise(ada + 0.01 * random_prints(300))
     with Gallery.open(tmp_path / "house.db", model, create=True) as gallery:
         gallery.enroll("ada", many, sources=["x"] * 300, voiced_s=900.0)
         gallery.enroll("mum", mum[None], sources=["x"], voiced_s=5.0)
@@ -1249,7 +1249,7 @@ def test_enrolled_again_it_matches_at_once_and_without_its_old_index(tmp_path: P
         gallery.build_index()
         assert gallery.matcher is not before  # it searches with the index now
     with Gallery.open(path) as gallery:
-        assert enroll_again(gallery, other) == {"bell": (1, 0)}
+        assert re_enroll_prints(gallery, other) == {"bell": (1, 0)}
         assert not gallery.index_path.exists()
         assert gallery.match(print_[0]).nearest == "bell"
 

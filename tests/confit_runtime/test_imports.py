@@ -27,9 +27,9 @@ def test_importing_the_runtime_loads_nothing_heavy() -> None:
 
 
 def test_measuring_sound_opens_no_microphone() -> None:
-    script = "import sys, confit_runtime.enrollment, confit_runtime.voiced; print(*sys.modules)"
+    script = "import sys, confit_runtime.enrollment, confit_runtime.voice_activity; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "confit_runtime.voiced" in done.stdout.split()
+    assert "confit_runtime.voice_activity" in done.stdout.split()
     assert not [name for name in done.stdout.split() if name.startswith("confit_runtime.sources")]
 
 

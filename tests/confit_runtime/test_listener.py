@@ -848,7 +848,7 @@ def test_who_takes_longer_to_hear_than_the_sound_lasts_is_told(
     model: Model, monkeypatch: pytest.MonkeyPatch, times: tuple[float, ...], live: bool, told: int
 ) -> None:
     monkeypatch.setattr(listener_module, "PACE_S", 0.2)
-    monkeypatch.setattr(listener_module, "REMIND_S", 1.0)
+    monkeypatch.setattr(listener_module, "REMIND_INTERVAL_S", 1.0)
     source = Scripted(chunks(scene()[: int(1.4 * RATE)], size=RATE // 50))
     source.live = live
     listener = Listener([model.stream()], source.name, RATE, taps=[Slow(*times)])
@@ -1336,7 +1336,7 @@ def test_asyncio_is_told_all_that_follow_tells(model: Model, other: Model, as_a_
 def test_many_that_are_slow_are_told_everything_in_order(
     model: Model, other: Model, monkeypatch: pytest.MonkeyPatch, as_a_client: bool
 ) -> None:
-    monkeypatch.setattr(asynchronous, "_AHEAD", 2)  # then the source waits
+    monkeypatch.setattr(asynchronous, "_MAX_PENDING_EVENTS", 2)  # then the source waits
     wanted = list(listener_of(model, other).follow(Scripted([Pause(), *GIVEN])))
 
     async def main() -> list[list[Told]]:

@@ -37,11 +37,11 @@ from confit_runtime import (
 )
 from confit_runtime.audio import load_clip
 from confit_runtime.batch import Batch
+from confit_runtime.chunk_scorer import HOPS_PER_CALL
 from confit_runtime.contract import seal
 from confit_runtime.detect import Detector, Hold
 from confit_runtime.gallery import Gallery
 from confit_runtime.model import State
-from confit_runtime.rows import HOPS_A_CALL
 from confit_runtime.session import open_session
 from confit_runtime.speaker import SaveTap
 from tests import tiny_model
@@ -235,7 +235,7 @@ def test_streaming_equals_one_call_over_the_whole_signal(kind: str, request: pyt
 def test_a_long_clip_is_scored_in_parts(windowed: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long recording must not need memory for all of its windows."""
     whole = windowed.rows(SCENES[RATE], RATE)
-    monkeypatch.setattr("confit_runtime.rows.WINDOWS_A_CALL", 5)
+    monkeypatch.setattr("confit_runtime.chunk_scorer.WINDOWS_PER_CALL", 5)
     calls: list[int] = []
     run = Model.run
 
@@ -997,7 +997,7 @@ def test_lead_in_hears_a_sound_at_the_very_beginning_and_leaves_times_alone() ->
 
 def test_a_long_clip_is_one_sound_though_it_is_run_in_parts(model: Model) -> None:
     parts = [tone((500.0, 1200.0, 3600.0)[at % 3], 0.31) for at in range(40)]
-    clip = np.concatenate(parts)[: (2 * HOPS_A_CALL + 9) * HOP]
+    clip = np.concatenate(parts)[: (2 * HOPS_PER_CALL + 9) * HOP]
     scores, embedding, _ = model.run(clip[None], model.initial_state(1))
     skip = model.contract.warmup_hops
     for rows, whole in zip(model.rows(clip, RATE), (scores, embedding), strict=True):

@@ -80,7 +80,7 @@ def test_a_recording_of_another_rate_is_scored_to_its_last_sample(
 
 def test_rows_do_not_depend_on_how_many_hops_a_call_has(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = clip_rows(model, tone(500, 0.5))
-    monkeypatch.setattr("confit_runtime.rows.HOPS_A_CALL", 2)  # fewer than the warm-up
+    monkeypatch.setattr("confit_runtime.chunk_scorer.HOPS_PER_CALL", 2)  # fewer than the warm-up
     np.testing.assert_allclose(clip_rows(model, tone(500, 0.5)), whole, atol=1e-5)
 
 
@@ -148,8 +148,8 @@ def test_on_a_full_disk_rows_are_scored_and_what_was_kept_is_read(
 
 
 def test_what_counts_as_one_recording(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recordings, "LONG_S", 4.0)
-    monkeypatch.setattr(recordings, "SHORT_S", 1.0)
+    monkeypatch.setattr(recordings, "MAX_UNIT_S", 4.0)
+    monkeypatch.setattr(recordings, "MIN_UNIT_S", 1.0)
     (tmp_path / "shorts").mkdir()
     paths = [tmp_path / "shorts" / f"{at}.wav" for at in range(3)] + [tmp_path / "long.wav", tmp_path / "one.wav"]
     lengths = [0.5, 0.5, 0.5, 11.0, 3.0]
@@ -191,8 +191,8 @@ def test_sound_that_cannot_be_scored(model: Model, tmp_path: Path) -> None:
 def test_a_long_recording_is_parted_and_no_row_counts_twice(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recordings, "LONG_S", 2.0)
-    monkeypatch.setattr(recordings, "SHORT_S", 1.0)
+    monkeypatch.setattr(recordings, "MAX_UNIT_S", 2.0)
+    monkeypatch.setattr(recordings, "MIN_UNIT_S", 1.0)
     write(tmp_path / "long.wav", 6.0)
     found = score_recordings(model, [tmp_path / "long.wav"], RowCache(tmp_path / "rows"), lambda *told: None)
     assert len(found) == 3

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from confit_runtime.scoring import DEBOUNCE_S, EARLY_S, LATE_S, Heard, score_detections
+from confit_runtime.scoring import DEBOUNCE_S, EARLY_S, LATE_S, SoundEvent, score_detections
 
-YES = Heard("yes", 10.0, 10.6)
+YES = SoundEvent("yes", 10.0, 10.6)
 
 
-def at(end: float, label: str = "yes") -> Heard:
+def at(end: float, label: str = "yes") -> SoundEvent:
     """A detection that ends then."""
-    return Heard(label, end - 0.1, end)
+    return SoundEvent(label, end - 0.1, end)
 
 
 @pytest.mark.parametrize(
@@ -44,21 +44,21 @@ def test_a_second_detection_of_one_sound_is_neither_found_twice_nor_false() -> N
 
 
 def test_two_sounds_close_together_need_two_detections() -> None:
-    truth = [YES, Heard("yes", 11.0, 11.4)]
+    truth = [YES, SoundEvent("yes", 11.0, 11.4)]
     assert score_detections(truth, [at(11.1)]).found == [True, False]
     assert score_detections(truth, [at(11.1), at(11.5)]).found == [True, True]
     assert score_detections(truth, [at(11.5), at(11.1)]).found == [True, True]  # in whatever order they come
 
 
 def test_each_sound_keeps_the_place_of_the_detection_that_found_it() -> None:
-    truth = [Heard("go", 0.0, 1.0), Heard("go", 1.2, 2.0), Heard("go", 7.0, 8.0)]
+    truth = [SoundEvent("go", 0.0, 1.0), SoundEvent("go", 1.2, 2.0), SoundEvent("go", 7.0, 8.0)]
     score = score_detections(truth, [at(2.2, "go"), at(5.0, "go"), at(1.1, "go")])
     assert score.found_by == [2, 0, None]
     assert score.found == [True, True, False]
 
 
 def test_of_sounds_within_one_another_the_one_that_ends_first_is_found_first() -> None:
-    truth = [Heard("yes", 0.0, 10.0), Heard("yes", 4.0, 5.0)]
+    truth = [SoundEvent("yes", 0.0, 10.0), SoundEvent("yes", 4.0, 5.0)]
     assert score_detections(truth, [at(4.5), at(9.5)]).found_by == [1, 0]
 
 
@@ -70,16 +70,16 @@ def test_false_accepts_of_one_label_within_a_second_are_one() -> None:
 def test_nothing_said_and_nothing_heard() -> None:
     assert math.isnan(score_detections([], []).recall)
     assert score_detections([YES], []).found == [False]
-    assert score_detections([YES, Heard("no", 1, 2)], iter([at(10.6)])).recall == 0.5
+    assert score_detections([YES, SoundEvent("no", 1, 2)], iter([at(10.6)])).recall == 0.5
 
 
-def reaches(detection: Heard, sound: Heard) -> bool:
+def reaches(detection: SoundEvent, sound: SoundEvent) -> bool:
     return sound.label == detection.label and sound.start_s - EARLY_S <= detection.end_s <= sound.end_s + LATE_S
 
 
-def naive(truth: list[Heard], detections: list[Heard]) -> list[Heard]:
+def naive(truth: list[SoundEvent], detections: list[SoundEvent]) -> list[SoundEvent]:
     """The false accepts, by looking at each sound for each detection."""
-    wrong = list[Heard]()
+    wrong = list[SoundEvent]()
     for detection in sorted(detections, key=lambda heard: heard.end_s):
         earlier = [accept for accept in wrong if accept.label == detection.label]
         if any(reaches(detection, sound) for sound in truth):
@@ -90,7 +90,7 @@ def naive(truth: list[Heard], detections: list[Heard]) -> list[Heard]:
 
 
 spans = st.builds(
-    lambda label, start, length: Heard(label, start / 8, (start + length) / 8),
+    lambda label, start, length: SoundEvent(label, start / 8, (start + length) / 8),
     st.sampled_from("ab"),
     st.integers(0, 80),
     st.integers(0, 40),
@@ -99,7 +99,7 @@ spans = st.builds(
 
 @settings(max_examples=200, deadline=None)
 @given(truth=st.lists(spans, max_size=12), detections=st.lists(spans, max_size=12))
-def test_in_one_pass_as_many_are_found_as_there_can_be(truth: list[Heard], detections: list[Heard]) -> None:
+def test_in_one_pass_as_many_are_found_as_there_can_be(truth: list[SoundEvent], detections: list[SoundEvent]) -> None:
     score = score_detections(truth, detections)
     assert score.false_accepts == naive(truth, detections)
     pairs = [[reaches(detection, sound) for detection in detections] for sound in truth]

@@ -9,11 +9,11 @@ import pytest
 
 from confit_runtime import GalleryError
 from confit_runtime.arrays import Floats
-from confit_runtime.matcher import unit
-from confit_runtime.search import ExactSearch, IndexSearch, LaterSearch, build_index
+from confit_runtime.matcher import l2_normalise
+from confit_runtime.search import ExactSearch, IncrementalSearch, IndexSearch, build_index
 
-PRINTS: Floats = unit(np.random.default_rng(0).standard_normal((300, 16)).astype(np.float32))
-QUERY: Floats = unit(np.ones(16, np.float32))
+PRINTS: Floats = l2_normalise(np.random.default_rng(0).standard_normal((300, 16)).astype(np.float32))
+QUERY: Floats = l2_normalise(np.ones(16, np.float32))
 
 
 def by_cosine(prints: Floats) -> list[int]:
@@ -34,8 +34,8 @@ def test_prints_that_are_gone_take_no_place() -> None:
     rows = np.full(250, -1)
     rows[there] = np.arange(len(there))
     now = PRINTS[[*there, *np.setdiff1d(np.arange(250, 300), gone)]]
-    search = LaterSearch.of(ExactSearch(PRINTS[:250]), rows, now)
-    assert isinstance(search, LaterSearch)
+    search = IncrementalSearch.of(ExactSearch(PRINTS[:250]), rows, now)
+    assert isinstance(search, IncrementalSearch)
     assert sorted(search.nearest(QUERY, 10).tolist()) == sorted(by_cosine(now)[:10])
 
 

@@ -10,12 +10,12 @@ import pytest
 from confit_edge.demo import DATA
 from confit_runtime import AudioError, DeviceError, UsageError
 from confit_runtime.audio import read_audio, resample
-from confit_runtime.frames import QUIETEST_DB, loudest_db
+from confit_runtime.frames import FLOOR_DB, loudest_db
 from confit_runtime.recording import record_clip
-from confit_runtime.soundcheck import fault_of, findings, soundcheck
+from confit_runtime.soundcheck import find_fault, findings, soundcheck
 from confit_runtime.sources import FileSource, Microphone
 from confit_runtime.sources.base import MICROPHONE_AWAY, OVERRUN
-from confit_runtime.voiced import trimmed
+from confit_runtime.voice_activity import trim_silence
 from tests.confit_runtime.fake_sounddevice import Back, FakePortAudio
 from tests.tiny_model import Floats, silence, tone
 
@@ -52,7 +52,7 @@ def test_levels_are_what_they_are() -> None:
 
 def test_a_good_microphone_needs_nothing() -> None:
     assert words(speech()) == "good: nothing to do: it sounds right"
-    assert fault_of(soundcheck(speech(), RATE)) is None
+    assert find_fault(soundcheck(speech(), RATE)) is None
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_what_is_wrong_is_said(sound: Floats, level: str, said: str, fault: str 
     told = words(sound)
     assert told.startswith(f"{level}: ")
     assert said in told
-    found = fault_of(soundcheck(sound, RATE))
+    found = find_fault(soundcheck(sound, RATE))
     assert (found is None) == (fault is None)
     assert fault is None or fault in str(found)
 
@@ -98,7 +98,7 @@ def test_a_dc_offset_hides_no_bandwidth_and_counts_in_no_level() -> None:
     assert offset.bandwidth_hz == pytest.approx(without.bandwidth_hz, rel=0.02)
     assert (offset.loud_db, offset.noise_db) == pytest.approx((without.loud_db, without.noise_db), abs=0.1)
     assert loudest_db(sound + np.float32(0.2), RATE) == pytest.approx(loudest_db(sound, RATE), abs=0.1)
-    assert loudest_db(np.full(100, 0.2, np.float32), RATE) == loudest_db(silence(0.0), RATE) == QUIETEST_DB
+    assert loudest_db(np.full(100, 0.2, np.float32), RATE) == loudest_db(silence(0.0), RATE) == FLOOR_DB
 
 
 def test_holes_and_losses_are_counted() -> None:
@@ -107,7 +107,7 @@ def test_holes_and_losses_are_counted() -> None:
         torn[at : at + 160] = 0.0
     check = soundcheck(torn, RATE)
     assert check.holes == 3
-    assert fault_of(check) == "some of its sound was lost"
+    assert find_fault(check) == "some of its sound was lost"
     assert "broke off 3 times" in words(torn)
     assert words(speech(), lost_s={OVERRUN: 0.25}) == (
         "bad: 0.25 s of sound were lost: this machine could not keep up (something else keeps it busy)"
@@ -133,8 +133,8 @@ def test_a_room_so_quiet_that_most_samples_are_zero_has_no_holes() -> None:
     hiss = np.random.default_rng(0).normal(0, 0.3 / 32_768, 4 * RATE)
     check = soundcheck((np.round(hiss * 32_768) / 32_768).astype(np.float32), RATE)
     assert check.holes == 0
-    assert fault_of(check) is not None
-    assert fault_of(check, quiet=True) is None
+    assert find_fault(check) is not None
+    assert find_fault(check, quiet=True) is None
 
 
 def test_a_sound_that_is_not_finite_is_not_judged() -> None:
@@ -231,8 +231,8 @@ def test_a_source_that_ends_before_the_clip_does() -> None:
 def test_the_quiet_around_a_word_is_cut_and_the_word_is_not() -> None:
     word = tone(500, 0.6, RATE)
     clip = np.concatenate([silence(0.7), word, silence(0.5)]) + noise(1.8, 1e-4)
-    kept = trimmed(clip, RATE)
+    kept = trim_silence(clip, RATE)
     assert len(kept) == pytest.approx(0.9 * RATE, abs=0.05 * RATE)
     np.testing.assert_allclose(np.abs(kept).max(), np.abs(clip).max())
     steady = noise(1.0, 0.1)
-    assert len(trimmed(steady, RATE)) == len(steady)
+    assert len(trim_silence(steady, RATE)) == len(steady)

@@ -36,7 +36,7 @@ from confit_runtime.sources import (
     input_devices,
     open_source,
 )
-from confit_runtime.sources.base import Lasting
+from confit_runtime.sources.base import PlaybackClock
 from confit_runtime.sources.microphone import _Converter
 from tests.confit_runtime.fake_sounddevice import Back, FakePortAudio
 from tests.tiny_model import Floats, tone
@@ -248,7 +248,7 @@ def test_a_pipe_that_sends_much_at_once_pauses_when_that_has_sounded() -> None:
 @pytest.mark.parametrize(("backlog", "late"), [(0.0, 0.2), (6.0, 0.2), (6.0, 0.0)])
 def test_sound_that_began_late_pauses_as_soon_as_other_sound(backlog: float, late: float) -> None:
     """Each 20 ms comes when it has sounded, or a little after, behind a backlog that came at once."""
-    lasting = Lasting()
+    lasting = PlaybackClock()
     assert lasting.paused(2.0) == math.inf
     lasting.came(backlog, 100.0)
     assert lasting.paused(2.0) == 102.0 + backlog
@@ -258,7 +258,7 @@ def test_sound_that_began_late_pauses_as_soon_as_other_sound(backlog: float, lat
 
 
 def test_blocks_last_until_the_next_one_however_long_they_are() -> None:
-    lasting = Lasting()
+    lasting = PlaybackClock()
     for block in range(20):
         for piece in range(15):  # as they are read
             lasting.came(2.0, 30.0 * block + 0.01 * piece)

@@ -17,10 +17,17 @@ import soundfile
 
 from confit_runtime import AudioError, Detection, Listener, Model, UsageError, listen
 from confit_runtime.audio import load_clip
-from confit_runtime.enrollment import LEAST_VOICE_S, embed_query, still_needed, take, tenths, voice_parts
+from confit_runtime.enrollment import (
+    MIN_VOICE_S,
+    embed_query,
+    extract_prints,
+    floor_to_tenths,
+    split_voice,
+    still_needed,
+)
 from confit_runtime.gallery import Gallery
-from confit_runtime.speaker import RecentAudio, SaveTap, SpeakerTap, VetoTap, trigger
-from confit_runtime.voiced import cut_to_voice
+from confit_runtime.speaker import RecentAudio, SaveTap, SpeakerTap, VetoTap, trigger_audio
+from confit_runtime.voice_activity import remove_pauses
 from tests.tiny_model import HOP, RATE, Floats, chord, silence, tone
 
 ADA, BEN = (300.0, 800.0, 1800.0), (500.0, 1200.0, 2600.0)
@@ -151,7 +158,7 @@ def test_the_sound_of_a_detection_is_its_window_in_the_sources_own_samples(model
     event = dataclasses.replace(detection(0.0, 0.0), start_sample=2 * rate, end_sample=2 * rate + rate // 100)
     window, ahead = (at * rate // RATE for at in (model.contract.window, ahead_of(model)))
     last = event.end_sample + ahead
-    np.testing.assert_array_equal(trigger(recent, event, model), pcm[last - window : last])
+    np.testing.assert_array_equal(trigger_audio(recent, event, model), pcm[last - window : last])
     recent.begin("another", rate)
     assert len(recent.between(0, 5 * rate)) == 0
 
@@ -381,44 +388,44 @@ def test_a_trigger_that_cannot_be_removed_does_not_end_the_limit(
 def test_too_little_voice_is_refused_with_what_is_missing(model: Model) -> None:
     word = load_clip(Path(__file__).parents[2] / "confit_edge/demo/data/digits-real/one.ogg", RATE)[: RATE // 3]
     with pytest.raises(AudioError, match=r"one\.wav: holds 0\.\d s of voice in .* 0\.\d s more"):
-        take(model, np.concatenate([silence(2.0), word]), "speaker", "one.wav")
+        extract_prints(model, np.concatenate([silence(2.0), word]), "speaker", "one.wav")
     with pytest.raises(AudioError, match="is silent"):
         embed_query(model, silence(2.0), "speaker", "none.wav")
-    assert take(model, tone(440, 0.2), "sound", "beep.wav").seconds == pytest.approx(0.2, abs=0.03)
-    assert (tenths(0.499), tenths(3.96)) == (0.4, 3.9)  # as little as it is, not as what is needed
-    assert still_needed(3.5, "speaker") == LEAST_VOICE_S - 3.5
+    assert extract_prints(model, tone(440, 0.2), "sound", "beep.wav").seconds == pytest.approx(0.2, abs=0.03)
+    assert (floor_to_tenths(0.499), floor_to_tenths(3.96)) == (0.4, 3.9)  # as little as it is, not as what is needed
+    assert still_needed(3.5, "speaker") == MIN_VOICE_S - 3.5
     assert still_needed(50.0, "speaker") == still_needed(0.0, "sound") == 0.0
 
 
 def test_silence_around_a_sound_counts_for_nothing(model: Model) -> None:
     padded = np.concatenate([silence(1.0), tone(440, 0.3), silence(1.0)])
-    assert take(model, padded, "sound", "beep.wav").seconds == pytest.approx(0.3, abs=0.1)
+    assert extract_prints(model, padded, "sound", "beep.wav").seconds == pytest.approx(0.3, abs=0.1)
 
 
 def test_who_is_asked_about_is_heard_where_they_speak(model: Model) -> None:
     word = load_clip(Path(__file__).parents[2] / "confit_edge/demo/data/digits-real/seven.ogg", RATE)
     clip = np.concatenate([silence(2.0), word, word, silence(2.0)])
     asked = embed_query(model, clip, "speaker", "q.wav")
-    np.testing.assert_allclose(asked, model.embed(cut_to_voice(clip, RATE), RATE), atol=1e-6)
+    np.testing.assert_allclose(asked, model.embed(remove_pauses(clip, RATE), RATE), atol=1e-6)
     assert asked @ model.embed(clip, RATE) < 0.99
 
 
 def test_a_print_is_of_about_three_seconds_of_voice() -> None:
     word = load_clip(Path(__file__).parents[2] / "confit_edge/demo/data/digits-real/seven.ogg", RATE)
-    voice = cut_to_voice(np.tile(word, 14), RATE)
-    parts = [len(voice_parts(voice[: round(seconds * RATE)], RATE)) for seconds in (1.0, 4.4, 4.9)]
+    voice = remove_pauses(np.tile(word, 14), RATE)
+    parts = [len(split_voice(voice[: round(seconds * RATE)], RATE)) for seconds in (1.0, 4.4, 4.9)]
     assert parts == [1, 1, 2]
-    (among_silences,) = voice_parts(np.concatenate([silence(4.0), voice[: 3 * RATE], silence(4.0)]), RATE)
+    (among_silences,) = split_voice(np.concatenate([silence(4.0), voice[: 3 * RATE], silence(4.0)]), RATE)
     assert len(among_silences) / RATE == pytest.approx(3.5, abs=0.2)
 
 
 def test_long_clips_give_several_prints_of_equal_length(model: Model) -> None:
     word = load_clip(Path(__file__).parents[2] / "confit_edge/demo/data/digits-real/seven.ogg", RATE)
-    parts = voice_parts(np.tile(word, 14), RATE)
+    parts = split_voice(np.tile(word, 14), RATE)
     lengths = [len(part) / RATE for part in parts]
     assert len(parts) >= 2
     assert max(lengths) - min(lengths) < 0.01
     assert 1.5 < lengths[0] < 4.5
-    taken = take(model, np.tile(word, 14), "speaker", "sevens")
+    taken = extract_prints(model, np.tile(word, 14), "speaker", "sevens")
     assert taken.embeddings.shape == (len(parts), model.contract.embedding_dim)
     assert 0.5 * sum(lengths) < taken.seconds <= sum(lengths)

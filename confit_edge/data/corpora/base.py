@@ -15,7 +15,7 @@ from confit_edge.data.manifest import SPLITS, Clip, Manifest
 from confit_edge.data.splits import without_leaks
 from confit_runtime.audio import read_audio
 from confit_runtime.errors import ConfitError, UsageError
-from confit_runtime.wording import counted
+from confit_runtime.formatting import format_count
 
 DEPTH = 2  # how many levels below the named folder a tree is searched for
 
@@ -144,7 +144,9 @@ def _take(
         for what, found, published in differing
     ]
     if absent:
-        warnings.append(f"{counted(len(absent), 'listed clip is', 'listed clips are')} missing, such as {absent[0]}")
+        warnings.append(
+            f"{format_count(len(absent), 'listed clip is', 'listed clips are')} missing, such as {absent[0]}"
+        )
     if (absent or any(found < published for _, found, published in differing)) and not partial:
         raise ConfitError(f"{tree}, {corpus.name}: {'; '.join(warnings)} (--partial uses the clips that exist)")
     return present, warnings

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from confit_runtime.errors import UsageError
-from confit_runtime.sources.base import Chunk, Gap, Given, GivenSource, Item, Notice, Pause, Source
+from confit_runtime.sources.base import Chunk, Gap, InputChunk, InputSource, Item, Notice, Pause, Source
 from confit_runtime.sources.files import FileSource, find_clips, is_pattern
 from confit_runtime.sources.microphone import Microphone
 from confit_runtime.sources.network import NetworkSource, is_url, without_secrets
@@ -21,9 +21,9 @@ __all__ = [
     "Chunk",
     "FileSource",
     "Gap",
-    "Given",
-    "GivenSource",
+    "InputChunk",
     "InputDevice",
+    "InputSource",
     "Item",
     "Microphone",
     "NetworkSource",
@@ -34,7 +34,7 @@ __all__ = [
     "find_clips",
     "import_portaudio",
     "input_devices",
-    "names_clips",
+    "is_clip_spec",
     "open_source",
     "without_secrets",
 ]
@@ -42,7 +42,7 @@ __all__ = [
 _MICROPHONE = re.compile(r"mic(?::?(?P<name>(?<=:).*|#\d{1,3}))?", re.DOTALL)
 
 
-def names_clips(spec: str) -> bool:
+def is_clip_spec(spec: str) -> bool:
     """Whether `spec` names what `find_clips` finds, a folder or a glob pattern, rather than one source to open."""
     if spec == "-" or _MICROPHONE.fullmatch(spec) is not None or is_url(spec):
         return False

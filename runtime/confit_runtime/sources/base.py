@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.audio import Pcm, as_channels, is_sound, mean_of_channels
+from confit_runtime.audio import Pcm, as_channels, is_valid_audio, mean_of_channels
 from confit_runtime.errors import UsageError
 
 # the reasons of gaps that a user can do something about
@@ -19,13 +19,13 @@ OVERRUN = "this machine could not keep up"
 MICROPHONE_AWAY = "the microphone was away"
 STREAM_AWAY = "the stream was away"
 
-SETTLED_S = 10.0  # sound ahead of the clock for this long arrived late at first, rather than being early now
+SETTLE_S = 10.0  # sound ahead of the clock for this long arrived late at first, rather than being early now
 PAUSE_S = 2.0  # without sound after the last chunk has played: usually longer than network delays
 
 Chunk = tuple[Pcm, int]  # mono [samples] in -1..1, and its rate in Hz
 
 
-class Mixed(tuple[Pcm, int]):
+class DownmixedChunk(tuple[Pcm, int]):
     """A chunk that is the mean of several channels, along with the `channels [samples, channels]` themselves.
 
     What is wrong with a single channel, or between two, cannot be measured in their mean.
@@ -33,7 +33,7 @@ class Mixed(tuple[Pcm, int]):
 
     channels: Pcm
 
-    def __new__(cls, mean: Pcm, rate: int, channels: Pcm) -> Mixed:
+    def __new__(cls, mean: Pcm, rate: int, channels: Pcm) -> DownmixedChunk:
         mixed = super().__new__(cls, (mean, rate))
         mixed.channels = channels
         return mixed
@@ -56,7 +56,7 @@ class Notice:
     - "narrow": it lacks frequencies that `models` hear; "behind": the models are too slow
       (`confit_runtime.listener`).
     - "silent", "clipped" or "cancelled" (its channels cancel each other): it has been so for a while; "fine": no longer
-      (`confit_runtime.loudness`).
+      (`confit_runtime.level_monitor`).
     """
 
     state: Literal["away", "back", "narrow", "behind", "silent", "clipped", "cancelled", "fine"]
@@ -72,7 +72,7 @@ class Pause:
     """
 
 
-class Lasting:
+class PlaybackClock:
     """Until when the sound received so far lasts, by a clock in seconds that the caller passes.
 
     Live sound is late only after that time: after five seconds sent at once, nothing is due for five seconds. A lead
@@ -91,7 +91,7 @@ class Lasting:
         if now >= self._settled:
             self._until -= self._ahead
         if now >= self._settled or self._settled == math.inf:
-            self._ahead, self._settled = math.inf, now + SETTLED_S
+            self._ahead, self._settled = math.inf, now + SETTLE_S
         self._until += seconds
 
     def paused(self, pause_s: float) -> float:
@@ -121,21 +121,21 @@ class Source(Protocol):
         """End the iteration within a second. May be called from any thread."""
 
 
-Given = tuple[npt.ArrayLike, int]  # a program's own chunk: whatever PCM `Stream.accept` takes, and its rate in Hz
-Item = Given | Gap | Notice | Pause
+InputChunk = tuple[npt.ArrayLike, int]  # a program's own chunk: whatever PCM `Stream.accept` takes, and its rate in Hz
+Item = InputChunk | Gap | Notice | Pause
 
 
-def mixed(given: Given | Mixed) -> Chunk:
+def downmix(given: InputChunk | DownmixedChunk) -> Chunk:
     """The chunk made from whatever PCM `as_channels` takes. Raises AudioError."""
-    if isinstance(given, Mixed):
+    if isinstance(given, DownmixedChunk):
         return given
     pcm, rate = given
     channels = as_channels(pcm)
     mean = mean_of_channels(channels)
-    return (mean, rate) if channels.ndim == 1 or channels.shape[1] == 1 else Mixed(mean, rate, channels)
+    return (mean, rate) if channels.ndim == 1 or channels.shape[1] == 1 else DownmixedChunk(mean, rate, channels)
 
 
-class GivenSource(Protocol):
+class InputSource(Protocol):
     """A program's own source: like `Source`, but its chunks may contain whatever PCM `Stream.accept` takes."""
 
     @property
@@ -158,7 +158,7 @@ class GivenSource(Protocol):
     def stop(self) -> None: ...
 
 
-def check_closed(name: str, *, open_already: bool) -> None:
+def check_not_open(name: str, *, open_already: bool) -> None:
     """Raise UsageError if a source is to be opened a second time: the first opening would never be closed."""
     if open_already:
         raise UsageError(
@@ -167,13 +167,13 @@ def check_closed(name: str, *, open_already: bool) -> None:
         )
 
 
-def sound_or_gap(given: Given, what: str) -> Chunk | Gap:
+def chunk_or_gap(given: InputChunk, what: str) -> Chunk | Gap:
     """Return the chunk, or a gap of its length if it is not sound: a live source continues after a faulty block.
 
     Raises AudioError for what is not PCM.
     """
-    chunk = mixed(given)
-    if is_sound(chunk[0]):
+    chunk = downmix(given)
+    if is_valid_audio(chunk[0]):
         return chunk
     if np.isfinite(chunk[0]).all():
         return Gap(

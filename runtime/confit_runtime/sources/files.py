@@ -11,7 +11,7 @@ from types import TracebackType
 
 from confit_runtime.audio import SOUND_SUFFIXES, check_samples, decode_channels, open_sound
 from confit_runtime.errors import UsageError
-from confit_runtime.sources.base import Chunk, mixed
+from confit_runtime.sources.base import Chunk, downmix
 
 
 class FileSource:
@@ -44,7 +44,7 @@ class FileSource:
         for block in decode_channels(self._sound, block=max(1, self.rate // 2)):
             if self._stopped.is_set():
                 return
-            chunk = mixed((block, self.rate))
+            chunk = downmix((block, self.rate))
             check_samples(chunk[0], self.name)
             yield chunk
 
@@ -66,7 +66,7 @@ def find_clips(specs: Sequence[str | Path]) -> list[Path]:
                 "the name of a source or clip is empty: give a sound file or a folder (. is the current one)"
             )
         if path.is_dir():
-            found = sounds_below(path)
+            found = find_sound_files(path)
         elif is_pattern(str(spec)):
             found = sorted(Path(file) for file in glob.glob(str(spec), recursive=True))
         else:
@@ -82,7 +82,7 @@ def is_pattern(spec: str) -> bool:
     return glob.has_magic(spec) and not Path(spec).exists()
 
 
-def sounds_below(folder: Path) -> list[Path]:
+def find_sound_files(folder: Path) -> list[Path]:
     """The sound files in a folder and below, sorted, without hidden ones.
 
     Links to folders are followed, except those that lead back to a folder containing them. Raises UsageError for a

@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from confit_runtime.arrays import duration, whole
+from confit_runtime.arrays import check_count, check_duration
 from confit_runtime.audio import Pcm, StreamResampler
 from confit_runtime.errors import DeviceError, UsageError
-from confit_runtime.sources.base import MICROPHONE_AWAY, OVERRUN, Chunk, Gap, Notice, check_closed, sound_or_gap
+from confit_runtime.sources.base import MICROPHONE_AWAY, OVERRUN, Chunk, Gap, Notice, check_not_open, chunk_or_gap
 from confit_runtime.sources.clock import boottime
 from confit_runtime.sources.portaudio import import_portaudio, working_settings
 
 BLOCK_S = 0.08  # how much PortAudio delivers at a time: a model's hop; waking up more often costs a Raspberry Pi more
 _POLL_S = 0.2  # how often to check whether a silent microphone is still there
 _RETRY_S = 1.0  # how often to look for a lost one
-_PATIENCE_S = 30.0  # longest time that a reopened microphone may deliver nothing
+_MAX_STALL_S = 30.0  # longest time that a reopened microphone may deliver nothing
 
 
 class Microphone:
@@ -62,10 +62,10 @@ class Microphone:
             import soxr  # noqa: F401 - load it now: Ctrl-C while its library loads kills the process
 
         self._portaudio = portaudio or import_portaudio()
-        self._queue_s = duration(queue_s, "the queue_s of a microphone", BLOCK_S)
-        self._stall_s = duration(stall_s, "the stall_s of a microphone", BLOCK_S)
-        self._wait_s = None if wait_s is None else duration(wait_s, "the wait_s of a microphone")
-        self._channel = channel = None if channel is None else whole(channel, "the channel of a microphone", 1)
+        self._queue_s = check_duration(queue_s, "the queue_s of a microphone", BLOCK_S)
+        self._stall_s = check_duration(stall_s, "the stall_s of a microphone", BLOCK_S)
+        self._wait_s = None if wait_s is None else check_duration(wait_s, "the wait_s of a microphone")
+        self._channel = channel = None if channel is None else check_count(channel, "the channel of a microphone", 1)
         self.name = ("mic" if device is None else f"mic:{device}") + ("" if channel is None else f"#{channel}")
         try:
             info = self._portaudio.query_devices(device, "input")
@@ -74,7 +74,7 @@ class Microphone:
             there = any(info["max_input_channels"] for info in self._portaudio.query_devices())
             none = "there are no microphones: plug one in, or listen to a file"
             cure = "`confit-edge devices` lists the microphones" if there else none
-            raise DeviceError(f"{what} ({_line(error)}); {cure}") from error
+            raise DeviceError(f"{what} ({_one_line(error)}); {cure}") from error
         self._info = info
         self.device_name = str(info["name"])
         self._alone = len(self._namesakes(_stem)) == 1
@@ -110,12 +110,12 @@ class Microphone:
         return cls(known, channel=int(channel) if channel else None, portaudio=portaudio)
 
     def __enter__(self) -> Microphone:
-        check_closed(self.name, open_already=self._capture is not None or self._lost is not None)
+        check_not_open(self.name, open_already=self._capture is not None or self._lost is not None)
         try:
             self._capture = _Capture(self._portaudio, self._settings, self._queue_s)
         except self._portaudio.PortAudioError as error:
             raise DeviceError(
-                f"{self.name}: cannot be opened at {self.rate} Hz ({_line(error)}); is it in use?"
+                f"{self.name}: cannot be opened at {self.rate} Hz ({_one_line(error)}); is it in use?"
             ) from error
         return self
 
@@ -179,7 +179,7 @@ class Microphone:
             if lost:
                 yield Gap(convert.skip(lost), OVERRUN)
             sound = block if self._channel is None else np.ascontiguousarray(block[:, self._channel - 1])
-            item = sound_or_gap((sound, capture.rate), "the microphone")
+            item = chunk_or_gap((sound, capture.rate), "the microphone")
             if isinstance(item, Gap):
                 yield Gap(convert.skip(item.samples), item.reason)
             else:
@@ -233,7 +233,7 @@ class Microphone:
     def _reopen(self) -> bool:
         """Whether the device is back and open."""
         try:
-            _look_for_devices(self._portaudio)
+            _rescan_devices(self._portaudio)
             found = self._find_again()
             if found is None:
                 return False
@@ -241,7 +241,7 @@ class Microphone:
         except (UsageError, ValueError, self._portaudio.PortAudioError):
             return False  # half ready: udev and the sound server need a moment to settle
         self._info = found
-        self._patience_s = min(2 * self._patience_s, _PATIENCE_S)
+        self._patience_s = min(2 * self._patience_s, _MAX_STALL_S)
         return True
 
     def _find_again(self) -> dict[str, Any] | None:
@@ -348,7 +348,7 @@ class _Converter:
         return lost
 
 
-def _look_for_devices(portaudio: Any) -> None:
+def _rescan_devices(portaudio: Any) -> None:
     """Make PortAudio list the devices again, which it does only when it starts, and only while none is open."""
     with _captures_lock:
         if not _captures:
@@ -362,7 +362,7 @@ def _stem(name: str) -> str:
     return re.sub(r"\(hw:\d+,\d+\)", "", name).strip()
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 

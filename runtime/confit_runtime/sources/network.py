@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 
-from confit_runtime.arrays import duration
+from confit_runtime.arrays import check_duration
 from confit_runtime.audio import check_rate, to_mono
 from confit_runtime.errors import DeviceError, UsageError
-from confit_runtime.sources.base import STREAM_AWAY, Chunk, Gap, Notice, check_closed
+from confit_runtime.sources.base import STREAM_AWAY, Chunk, Gap, Notice, check_not_open
 from confit_runtime.sources.clock import boottime
 from confit_runtime.sources.pipes import wait_for_data
 
@@ -28,8 +28,8 @@ _RTSP = "rtsp,rtp,rtcp,srtp,udp,tcp,tls"
 PROTOCOLS = {"http": _HTTP, "https": _HTTP, "rtsp": _RTSP, "rtsps": _RTSP}
 
 # Missing parts of a stream become silence; a clock that is reset, backwards or far ahead, is not a gap.
-_SINCE_LAST = "if(between(PTS-PREV_INPTS,0,15/TB),PTS-PREV_INPTS,NB_SAMPLES/SR/TB)"
-FILTER = f"asetpts='if(isnan(PREV_OUTPTS),PTS,PREV_OUTPTS+{_SINCE_LAST})',aresample=async=1"
+_DURATION_SINCE_LAST = "if(between(PTS-PREV_INPTS,0,15/TB),PTS-PREV_INPTS,NB_SAMPLES/SR/TB)"
+FILTER = f"asetpts='if(isnan(PREV_OUTPTS),PTS,PREV_OUTPTS+{_DURATION_SINCE_LAST})',aresample=async=1"
 
 # ffmpeg's lines about a stream and its output: they are no reason why it ended
 _NO_REASON = re.compile(
@@ -37,20 +37,20 @@ _NO_REASON = re.compile(
 )
 
 _HOST = re.compile(r"(?:[^/?#]*@)?(?:\[[\da-fA-F:.]+(?:%[\w.%~-]+)?\]|[^/?#:@\[\]]+)(?::\d*)?(?=[/?#]|$)")
-_SECRET = re.compile(r"((?:pass|pw|pin|token|key|secret|auth)[a-z_]*=)[^&;]*", re.IGNORECASE)
-_NAME = re.compile(r"[A-Za-z][\w-]{0,23}", re.ASCII)  # of a query parameter
-_TELLS_APART = re.compile(  # parameters that distinguish the streams of a camera: channel=1
+_SECRET_PARAMETER = re.compile(r"((?:pass|pw|pin|token|key|secret|auth)[a-z_]*=)[^&;]*", re.IGNORECASE)
+_PARAMETER_NAME = re.compile(r"[A-Za-z][\w-]{0,23}", re.ASCII)  # of a query parameter
+_STREAM_PARAMETER = re.compile(  # parameters that distinguish the streams of a camera: channel=1
     r"(?:channel|chan|chn?|camera|cam|(?:sub)?stream|subtype|sub|profile|track|media|quality|resolution|res|fps|codec|format|index)"
     r"[_-]?(?:id|no|num|number|name|type)?\d{0,2}=[A-Za-z0-9]{1,4}",
     re.IGNORECASE | re.ASCII,
 )
 
 _POLL_S = 0.2
-_LONGEST_WAIT_S = 30.0
+_MAX_WAIT_S = 30.0
 # a stream has caught up when, for _SETTLED_S, it came no faster than _FASTEST times real time
-_SETTLED_S, _FASTEST = 1.0, 1.25
-_MOST_HELD_S = 60.0  # of sound buffered while catching up
-_MAY_COME_S = 15.0  # part of the absence that a stream may still deliver when it is back
+_SETTLE_S, _MAX_SPEED = 1.0, 1.25
+_MAX_BACKLOG_S = 60.0  # of sound buffered while catching up
+_LATE_DELIVERY_S = 15.0  # part of the absence that a stream may still deliver when it is back
 
 
 def is_url(spec: str) -> bool:
@@ -73,18 +73,18 @@ def without_secrets(url: str) -> str:
     else:
         rest, *behind = re.split("(?=[?#])", rest.rpartition("@")[2], maxsplit=1)
     query, mark, _ = "".join(behind).partition("#")
-    return f"{scheme}://{_SECRET.sub(_masked, rest)}{re.sub('[^?&;]+', _part, query)}{mark and '#***'}"
+    return f"{scheme}://{_SECRET_PARAMETER.sub(_mask_secret, rest)}{re.sub('[^?&;]+', _mask_parameter, query)}{mark and '#***'}"
 
 
-def _part(found: re.Match[str]) -> str:
+def _mask_parameter(found: re.Match[str]) -> str:
     """One parameter of a query: unchanged, with its value masked, or masked completely if it may itself be a secret."""
     name, _, value = found[0].partition("=")
-    if not value or "=" in value or _NAME.fullmatch(name) is None:
+    if not value or "=" in value or _PARAMETER_NAME.fullmatch(name) is None:
         return "***"
-    return found[0] if _TELLS_APART.fullmatch(found[0]) else f"{name}=***"
+    return found[0] if _STREAM_PARAMETER.fullmatch(found[0]) else f"{name}=***"
 
 
-def _masked(found: re.Match[str]) -> str:
+def _mask_secret(found: re.Match[str]) -> str:
     return f"{found[1]}***"
 
 
@@ -115,7 +115,7 @@ class NetworkSource:
         if program is None:
             raise DeviceError("listening to a URL needs the program ffmpeg: sudo apt-get install ffmpeg")
         self.rate = check_rate(rate)
-        self._url, self._stall_s = url, duration(stall_s, "the stall_s of a network stream", _POLL_S)
+        self._url, self._stall_s = url, check_duration(stall_s, "the stall_s of a network stream", _POLL_S)
         self._command = [
             *(program, "-nostdin", "-hide_banner", "-loglevel", "info", "-nostats"),
             *("-protocol_whitelist", PROTOCOLS[scheme]),
@@ -129,7 +129,7 @@ class NetworkSource:
         self._zero = math.inf  # when the clock stood at 0: the earliest time consistent with what came
 
     def __enter__(self) -> NetworkSource:
-        check_closed(self.name, open_already=self._ffmpeg is not None)
+        check_not_open(self.name, open_already=self._ffmpeg is not None)
         self._ffmpeg = _Ffmpeg(self._command)
         return self
 
@@ -207,10 +207,10 @@ class NetworkSource:
                 # what it buffered from before it broke off was already heard
                 yield self._counted((pcm[max(0, round(-away * self.rate)) :], self.rate))
                 return
-            if behind > _MAY_COME_S:
-                yield self._gap(behind - _MAY_COME_S)
+            if behind > _LATE_DELIVERY_S:
+                yield self._gap(behind - _LATE_DELIVERY_S)
             self._ffmpeg.close()
-            pause = min(_LONGEST_WAIT_S, 2 * pause)
+            pause = min(_MAX_WAIT_S, 2 * pause)
 
     def _caught_up(self) -> list[Chunk]:
         """What a reopened stream delivers until it arrives no faster than real time."""
@@ -221,10 +221,10 @@ class NetworkSource:
             began, held_s = began or now, held_s + seconds
             chunks.append(chunk)
             lately.append((now, seconds))
-            while lately[0][0] < now - _SETTLED_S:
+            while lately[0][0] < now - _SETTLE_S:
                 lately.popleft()
-            steady = sum(one for _, one in lately) <= _FASTEST * _SETTLED_S
-            if (now - began >= _SETTLED_S and steady) or held_s >= _MOST_HELD_S:
+            steady = sum(one for _, one in lately) <= _MAX_SPEED * _SETTLE_S
+            if (now - began >= _SETTLE_S and steady) or held_s >= _MAX_BACKLOG_S:
                 break
         return chunks
 

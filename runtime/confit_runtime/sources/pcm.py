@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from confit_runtime.arrays import duration, whole
+from confit_runtime.arrays import check_count, check_duration
 from confit_runtime.audio import MAX_CHANNELS, check_rate
 from confit_runtime.errors import DeviceError, UsageError
-from confit_runtime.sources.base import PAUSE_S, Chunk, Gap, Lasting, Notice, Pause, sound_or_gap
+from confit_runtime.sources.base import PAUSE_S, Chunk, Gap, Notice, Pause, PlaybackClock, chunk_or_gap
 from confit_runtime.sources.clock import boottime
 from confit_runtime.sources.pipes import wait_for_data
 
@@ -56,13 +56,13 @@ class PcmSource:
     ) -> None:
         if format not in PCM_FORMATS:
             raise UsageError(f"PCM format {format!r} is unknown (known: {', '.join(PCM_FORMATS)})")
-        channels = whole(channels, "the number of PCM channels", 1)
+        channels = check_count(channels, "the number of PCM channels", 1)
         if channels > MAX_CHANNELS:
             raise UsageError(f"PCM has {channels} channels; it must have 1 to {MAX_CHANNELS}")
         self.name, self.rate = name, check_rate(rate)
         self._stream, self._channels, self._dtype = stream, channels, PCM_FORMATS[format]
-        self._pause_s = duration(pause_s, "the pause_s of a pipe")
-        self._stall_s = duration(stall_s, "the stall_s of a pipe")
+        self._pause_s = check_duration(pause_s, "the pause_s of a pipe")
+        self._stall_s = check_duration(stall_s, "the stall_s of a pipe")
         self._stopped = threading.Event()
 
     def __enter__(self) -> PcmSource:
@@ -96,7 +96,7 @@ class PcmSource:
             whole = len(held) // frame * frame
             frames, held = np.frombuffer(held[:whole], self._dtype), held[whole:]
             if len(frames):
-                yield sound_or_gap((frames.reshape(-1, self._channels), self.rate), "the pipe")
+                yield chunk_or_gap((frames.reshape(-1, self._channels), self.rate), "the pipe")
         if held and not self._stopped.is_set():
             log.warning(
                 "%s: ended in the middle of a sample (%d of %d bytes): check format and channels",
@@ -117,7 +117,7 @@ class PcmSource:
             descriptor = None
         ahead = descriptor is not None and self._was_read_ahead(descriptor)
         second = self._dtype.itemsize * self._channels * self.rate
-        lasting, came, away, paused = Lasting(), boottime(), False, True
+        lasting, came, away, paused = PlaybackClock(), boottime(), False, True
         yield Pause()  # a writer that writes only while somebody speaks begins with a word
         while not self._stopped.is_set():
             if ahead or descriptor is None or wait_for_data(descriptor, _POLL_S):

@@ -7,7 +7,7 @@ import pytest
 
 from confit_edge.demo import DATA
 from confit_runtime.audio import load_clip, resample
-from confit_runtime.voiced import cut_to_voice, sounding_seconds, voiced_seconds, voiced_segments
+from confit_runtime.voice_activity import active_seconds, remove_pauses, voiced_seconds, voiced_segments
 from tests.tiny_model import Floats, silence, tone
 
 
@@ -78,10 +78,10 @@ def test_segments_are_apart_and_in_order_in_noisy_speech() -> None:
 def test_long_pauses_are_cut_and_short_ones_kept() -> None:
     word = speech()
     clip = np.concatenate([silence(2.0), word, silence(0.3), word, silence(3.0), word, silence(2.0)])
-    cut = cut_to_voice(clip, 16_000)
+    cut = remove_pauses(clip, 16_000)
     assert voiced_seconds(clip, 16_000) <= len(cut) / 16_000 <= 3 * len(word) / 16_000 + 0.3 + 4 * 0.35
-    assert len(cut_to_voice(np.concatenate([word, silence(0.3), word]), 16_000)) >= 2 * len(word) + 0.25 * 16_000
-    assert len(cut_to_voice(silence(3.0), 16_000)) == 0
+    assert len(remove_pauses(np.concatenate([word, silence(0.3), word]), 16_000)) >= 2 * len(word) + 0.25 * 16_000
+    assert len(remove_pauses(silence(3.0), 16_000)) == 0
 
 
 @pytest.mark.parametrize("rate", [8_000, 44_100])
@@ -89,20 +89,20 @@ def test_sounding_seconds(rate: int) -> None:
     clip = np.concatenate(
         [silence(1.0, rate), tone(440, 0.5, rate), silence(1.0, rate), tone(440, 0.3, rate, level=0.1)]
     )
-    assert sounding_seconds(clip, rate) == pytest.approx(0.8, abs=0.04)
-    assert sounding_seconds(clip * np.float32(1e-5), rate) == 0.0
-    assert sounding_seconds(silence(1.0, rate), rate) == sounding_seconds(silence(0.0, rate), rate) == 0.0
+    assert active_seconds(clip, rate) == pytest.approx(0.8, abs=0.04)
+    assert active_seconds(clip * np.float32(1e-5), rate) == 0.0
+    assert active_seconds(silence(1.0, rate), rate) == active_seconds(silence(0.0, rate), rate) == 0.0
 
 
 @pytest.mark.parametrize("offset", [0.01, -0.05])
 def test_a_dc_offset_does_not_sound(offset: float) -> None:
     clip = np.concatenate([silence(1.0), tone(440, 0.06), silence(1.0)])
-    assert sounding_seconds(clip + np.float32(offset), 16_000) == pytest.approx(0.06, abs=0.02)
-    assert sounding_seconds(silence(1.0) + np.float32(offset), 16_000) == 0.0
+    assert active_seconds(clip + np.float32(offset), 16_000) == pytest.approx(0.06, abs=0.02)
+    assert active_seconds(silence(1.0) + np.float32(offset), 16_000) == 0.0
 
 
 def test_what_is_far_below_the_loudest_does_not_sound() -> None:
     loud, soft, softer = (tone(440, 0.5, level=0.5 * 10 ** (-below / 20)) for below in (0, 35, 45))
-    assert sounding_seconds(np.concatenate([loud, soft]), 16_000) == pytest.approx(1.0, abs=0.04)
-    assert sounding_seconds(np.concatenate([loud, softer]), 16_000) == pytest.approx(0.5, abs=0.04)
-    assert sounding_seconds(softer, 16_000) == pytest.approx(0.5, abs=0.04)
+    assert active_seconds(np.concatenate([loud, soft]), 16_000) == pytest.approx(1.0, abs=0.04)
+    assert active_seconds(np.concatenate([loud, softer]), 16_000) == pytest.approx(0.5, abs=0.04)
+    assert active_seconds(softer, 16_000) == pytest.approx(0.5, abs=0.04)

@@ -9,23 +9,23 @@ from contextlib import suppress
 
 import numpy as np
 
-from confit_runtime.arrays import Floats, Places
-from confit_runtime.enrollment import kind_of
+from confit_runtime.arrays import Floats, Indices
+from confit_runtime.enrollment import model_kind
 from confit_runtime.errors import GalleryBusyError, GalleryError, GalleryModelError, UsageError
-from confit_runtime.gallery_file import GalleryFile, Look, is_there
+from confit_runtime.gallery_file import FileVersion, GalleryFile, path_exists
 from confit_runtime.matcher import Levels, Matcher
-from confit_runtime.migrations import Binding, damaged, index_digest
+from confit_runtime.migrations import Binding, damaged_error, read_index_digest
 from confit_runtime.model import Model
-from confit_runtime.names import clean_name, new_name
-from confit_runtime.prints import Held, list_prints, places_among, read_again, read_prints
-from confit_runtime.search import IndexSearch, LaterSearch, Search
+from confit_runtime.names import check_new_name, clean_name
+from confit_runtime.prints import StoredPrints, list_prints, owner_indices, read_prints, refresh_prints
+from confit_runtime.search import IncrementalSearch, IndexSearch, Search
 
 log = logging.getLogger(__name__)
 
-LISTENING_PATIENCE_S = 0.1  # how long to wait for a change by another program or thread: live sound does not wait
+LISTENING_TIMEOUT_S = 0.1  # how long to wait for a change by another program or thread: live sound does not wait
 
 
-class CurrentMatcher:
+class ReloadingMatcher:
     """The current prints of a gallery's file, to match against.
 
     Once they have been read, nobody waits for them: while the file cannot be read, the previous ones stay, and the log
@@ -39,9 +39,11 @@ class CurrentMatcher:
         self._file, self._model, self._levels, self._admit = file, model, levels, admit
         self._matcher: Matcher | None = None
         self._read_names: dict[int, str] = {}  # by id: the names that the matcher was made of
-        self._held: tuple[Held, Held] | None = None  # the names' prints and the negative ones that it was made of
+        self._held: tuple[StoredPrints, StoredPrints] | None = (
+            None  # the names' prints and the negative ones that it was made of
+        )
         self._searched: Search | None = None  # the search of the former
-        self._seen: Look | None = None  # the state of the file when it was read; None: it has changed since
+        self._seen: FileVersion | None = None  # the state of the file when it was read; None: it has changed since
         self._unread = False  # another file is at the path and was not read yet
         self._gone = False  # there is no file at the path
         self._told = ""  # the last message in the log
@@ -56,7 +58,7 @@ class CurrentMatcher:
         Raises GalleryError.
         """
         matcher, lock = self._matcher, self._file.lock
-        if lock.acquire(timeout=-1 if matcher is None else LISTENING_PATIENCE_S):
+        if lock.acquire(timeout=-1 if matcher is None else LISTENING_TIMEOUT_S):
             try:
                 matcher = self._first() if self._matcher is None else self._next(self._matcher)
             finally:
@@ -74,7 +76,7 @@ class CurrentMatcher:
         """The matcher for the file's current contents if they can be read at once, otherwise `matcher`."""
         self._file.check_open()
         try:
-            if is_there(self._file.path):
+            if path_exists(self._file.path):
                 self._matcher = self._read(matcher)
             elif not self._gone:
                 log.warning("%s: no longer exists, so nobody is enrolled", self._file.path)
@@ -97,8 +99,8 @@ class CurrentMatcher:
         if self._unread or not self._file.stands:
             self._unread, self._seen = True, None
             if not changing:
-                self._file.reopen(LISTENING_PATIENCE_S)
-        with self._file.hurried(LISTENING_PATIENCE_S), self._file.moment() as db:
+                self._file.reopen(LISTENING_TIMEOUT_S)
+        with self._file.hurried(LISTENING_TIMEOUT_S), self._file.moment() as db:
             if (look := self._file.look(db)) != self._seen:
                 matcher, self._seen = self._load(db), look
         if changing:
@@ -131,18 +133,18 @@ class CurrentMatcher:
         own, negative, before = self._prints(db, binding.dim)
         matcher = Matcher(
             told,
-            places_among(path, list(names), own.owners),
+            owner_indices(path, list(names), own.owners),
             own.prints,
             self._cohort(binding),
             levels=self._levels,
-            search=self._search(own, before, index_digest(db)),
-            vetoed=places_among(path, list(names), negative.owners),
+            search=self._search(own, before, read_index_digest(db)),
+            vetoed=owner_indices(path, list(names), negative.owners),
             vetoes=negative.prints,
         )
         self._read_names, self._held, self._searched = names, (own, negative), matcher.search
         return matcher
 
-    def _prints(self, db: sqlite3.Connection, dim: int) -> tuple[Held, Held, Places]:
+    def _prints(self, db: sqlite3.Connection, dim: int) -> tuple[StoredPrints, StoredPrints, Indices]:
         """The names' prints, the negative ones, and the index of each of the former among those read before, or -1."""
         path = self._file.path
         if self._held is None:
@@ -150,12 +152,12 @@ class CurrentMatcher:
             return own, negative, np.full(len(own.ids), -1)
         listed = list_prints(path, db, dim)
         (own, before), (negative, _) = (
-            read_again(path, db, dim, listed, held, negative=sign)
+            refresh_prints(path, db, dim, listed, held, negative=sign)
             for held, sign in zip(self._held, (False, True), strict=True)
         )
         return own, negative, before
 
-    def _search(self, own: Held, before: Places, digest: object) -> Search | None:
+    def _search(self, own: StoredPrints, before: Indices, digest: object) -> Search | None:
         """An index search, if this gallery has a valid index; None: compare with all prints.
 
         An index next to an empty gallery stays, because reading erases nothing: `enroll` does.
@@ -170,12 +172,12 @@ class CurrentMatcher:
             return None
         rows = np.full(len(self._held[0].ids), -1)
         rows[before[before >= 0]] = np.flatnonzero(before >= 0)
-        return LaterSearch.of(self._searched, rows, own.prints)
+        return IncrementalSearch.of(self._searched, rows, own.prints)
 
     def _cohort(self, binding: Binding) -> Floats:
         """Embeddings of what is not enrolled: the model's own sounds and, for sounds, quiet rooms."""
         cohort = self._model.cohort
-        if (binding.kind or kind_of(self._model.contract)) == "speaker":
+        if (binding.kind or model_kind(self._model.contract)) == "speaker":
             return cohort
         return np.concatenate([cohort, self._model.quiet])
 
@@ -185,10 +187,10 @@ class CurrentMatcher:
         with suppress(UsageError):
             if isinstance(name, str) and clean_name(name) == name:
                 try:
-                    return new_name(name)
+                    return check_new_name(name)
                 except UsageError as error:
                     again = f"rename it with `confit-edge gallery rename`, or remove it (--gallery {path})"
                     raise GalleryError(
                         f"{path}: contains a name that cannot be used as an answer ({error}): {again}"
                     ) from error
-        raise damaged(path)
+        raise damaged_error(path)

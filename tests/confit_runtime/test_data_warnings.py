@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from confit_runtime.cautions import cautions, enough
+from confit_runtime.data_warnings import data_warnings, has_enough_clips
 from confit_runtime.describe import facts
 from tests import tiny_model
 
@@ -16,15 +16,15 @@ def data(clips: int, groups: int) -> dict[str, dict[str, int]]:
 
 
 def test_many_clips_of_many_groups_need_no_caution() -> None:
-    assert cautions(data(60, 6)) == []
-    assert cautions({}) == []
+    assert data_warnings(data(60, 6)) == []
+    assert data_warnings({}) == []
 
 
 @pytest.mark.parametrize(
     ("clips", "groups", "named"), [(60, 4, "60 validation clips from 4 groups"), (29, 9, "from 9 groups")]
 )
 def test_few_clips_or_few_groups_are_told_of(clips: int, groups: int, named: str) -> None:
-    (caution,) = cautions(data(clips, groups))
+    (caution,) = data_warnings(data(clips, groups))
     assert named in caution
     # a binomial of that share shows no error in `groups` trials one time in twenty
     share = float(caution.split("up to ")[1].split(" %")[0]) / 100
@@ -35,33 +35,33 @@ def test_few_clips_or_few_groups_are_told_of(clips: int, groups: int, named: str
 def test_only_clips_of_what_fires_count() -> None:
     """Ten clips of a wake word among hundreds of what it is told from prove little, whatever the accuracy."""
     few = {"train": {"clips": 7, "groups": 7}, "val": {"clips": 2, "groups": 2}, "test": {"clips": 1, "groups": 1}}
-    unknown, alone, chosen = cautions({**data(115, 40), "own": few})
+    unknown, alone, chosen = data_warnings({**data(115, 40), "own": few})
     assert (
         "114 of 115 test clips are of the unknown class, so a model that always gave that answer would be right 99.1 %"
         in unknown
     )
     assert "every clip is a group of its own" in alone
     assert "2 validation clips from 2 groups" in chosen
-    assert not any("unknown" in one for one in cautions({**data(115, 40), "own": few, "multi_label": True}))
+    assert not any("unknown" in one for one in data_warnings({**data(115, 40), "own": few, "multi_label": True}))
     many = {split: {"clips": 60, "groups": 6} for split in few}
-    assert cautions({**data(100, 40), "own": many}) == []
+    assert data_warnings({**data(100, 40), "own": many}) == []
 
 
 def test_clips_without_groups_are_told_of() -> None:
-    (caution,) = cautions(data(80, 80))
+    (caution,) = data_warnings(data(80, 80))
     assert "every clip is a group of its own" in caution
     said = {**data(80, 80), "grouped": False}
-    assert cautions(said) == [caution]
-    (caution,) = cautions({**data(80, 60), "grouped": False})
+    assert data_warnings(said) == [caution]
+    (caution,) = data_warnings({**data(80, 60), "grouped": False})
     assert "in at least one class most clips are each a group of their own" in caution
-    assert cautions({**said, "grouped": True}) == []  # a speaker for each clip
+    assert data_warnings({**said, "grouped": True}) == []  # a speaker for each clip
     rows = facts(tiny_model.contract(data={"fingerprint": "", **data(3, 3)}), 1000)
     assert len([text for name, text in rows if name == "warning"]) == 2
 
 
 def test_an_accuracy_of_a_few_clips_is_not_to_be_published() -> None:
-    assert enough(data(30, 5), "test")
-    assert not enough(data(29, 10), "test")
-    assert not enough(data(100, 4), "test")
+    assert has_enough_clips(data(30, 5), "test")
+    assert not has_enough_clips(data(29, 10), "test")
+    assert not has_enough_clips(data(100, 4), "test")
     own = {"test": {"clips": 9, "groups": 9}}  # among hundreds of the unknown class
-    assert not enough({**data(300, 20), "own": own}, "test")
+    assert not has_enough_clips({**data(300, 20), "own": own}, "test")

@@ -8,9 +8,9 @@ import pytest
 from confit_edge.demo import DATA
 from confit_runtime import Listener, Model
 from confit_runtime.audio import load_clip
-from confit_runtime.loudness import Loudness
+from confit_runtime.level_monitor import LevelMonitor
 from confit_runtime.sources import Notice
-from confit_runtime.sources.base import mixed
+from confit_runtime.sources.base import downmix
 from tests.confit_runtime.test_listener import Scripted, chunks
 from tests.tiny_model import RATE, Floats, silence, tone
 
@@ -20,7 +20,7 @@ CLIPPED = np.clip(10 * HEARD, -1.0, 1.0)
 
 def told(*spells: tuple[Floats, int], size: int = RATE // 10) -> list[tuple[str, float]]:
     """The states that are told of each sound for so many seconds, and after how many seconds."""
-    loudness, states, at = Loudness("mic"), [], 0
+    loudness, states, at = LevelMonitor("mic"), [], 0
     for sound, seconds in spells:
         for chunk, rate in chunks(np.tile(sound, seconds), size=size):
             at += len(chunk)
@@ -87,7 +87,7 @@ def test_channels_that_cancel_each_other_are_told_of_and_not_called_silent(model
     opposite = np.tile(np.stack([HEARD, -HEARD], axis=1), (40, 1))
     alike = np.tile(np.stack([HEARD, HEARD], axis=1), (12, 1))
     given = chunks(np.concatenate([opposite, alike]), size=8000)
-    source = Scripted([mixed(chunk) if kind == "source" else chunk for chunk in given])
+    source = Scripted([downmix(chunk) if kind == "source" else chunk for chunk in given])
     source.live = live
     events = Listener([model.stream()], source.name, RATE).follow(source)
     cancelled, fine = [event for event in events if isinstance(event, Notice)]

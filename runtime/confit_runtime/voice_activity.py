@@ -13,15 +13,15 @@ from confit_runtime.frames import frame_levels, runs
 FRAME_S, STEP_S = 0.032, 0.010
 LOW_HZ, HIGH_HZ = 100.0, 4000.0  # the range of most of a voice's energy
 BELOW_PEAK_DB = 35.0  # a frame this far below the clip's loud parts is not voice
-ABOVE_FLOOR_DB, LEAST_RANGE_DB = 8.0, 15.0
-QUIETEST_DB = -65.0  # in dB of full scale, within that range
-FLATTEST = 0.42  # white noise has a flatness of 0.56, vowels below 0.1
-LONGEST_GAP_S, SHORTEST_S, EDGE_S = 0.15, 0.06, 0.03
+ABOVE_FLOOR_DB, MIN_RANGE_DB = 8.0, 15.0
+MIN_VOICE_DB = -65.0  # in dB of full scale, within that range
+MAX_FLATNESS = 0.42  # white noise has a flatness of 0.56, vowels below 0.1
+MAX_GAP_S, MIN_VOICE_S, EDGE_S = 0.15, 0.06, 0.03
 PAUSE_S = 0.6  # pauses up to this length are kept
-SILENCE_DB, SOFTEST_BELOW_PEAK_DB = -70.0, 40.0  # for a frame to count as sounding
-LEAST_ABOVE_NOISE_DB, SOUND_BELOW_PEAK_DB, LOUDEST_FRAMES = 10.0, 30.0, 3  # for any kind of sound to count
+SILENCE_DB, MAX_BELOW_PEAK_DB = -70.0, 40.0  # for a frame to count as sounding
+MIN_ABOVE_NOISE_DB, SOUND_BELOW_PEAK_DB, LOUDEST_FRAMES = 10.0, 30.0, 3  # for any kind of sound to count
 QUIET_S = 0.15  # kept before and after it
-FRAMES_A_PART = 4096  # so that a long recording does not need all its spectra at once
+FRAMES_PER_BLOCK = 4096  # so that a long recording does not need all its spectra at once
 
 
 def voiced_segments(pcm: Pcm, sample_rate: int) -> list[tuple[int, int]]:
@@ -36,9 +36,9 @@ def voiced_segments(pcm: Pcm, sample_rate: int) -> list[tuple[int, int]]:
     decibel, flatness = _spectra(pcm, sample_rate, frame, step)
     loud, floor = np.percentile(decibel, 95), np.percentile(decibel, 10)
     # a clip cut without pauses has no noise floor: its quiet parts are voice too
-    level = max(loud - BELOW_PEAK_DB, min(floor + ABOVE_FLOOR_DB, loud - LEAST_RANGE_DB), QUIETEST_DB)
-    mask = _without_short_runs((decibel >= level) & (flatness <= FLATTEST), False, LONGEST_GAP_S)
-    mask = _without_short_runs(mask, True, SHORTEST_S)
+    level = max(loud - BELOW_PEAK_DB, min(floor + ABOVE_FLOOR_DB, loud - MIN_RANGE_DB), MIN_VOICE_DB)
+    mask = _without_short_runs((decibel >= level) & (flatness <= MAX_FLATNESS), False, MAX_GAP_S)
+    mask = _without_short_runs(mask, True, MIN_VOICE_S)
     edge = round(EDGE_S * sample_rate)
     found: list[tuple[int, int]] = []
     for first, last in runs(mask).tolist():
@@ -54,7 +54,7 @@ def voiced_seconds(pcm: Pcm, sample_rate: int) -> float:
     return sum(end - start for start, end in voiced_segments(pcm, sample_rate)) / sample_rate
 
 
-def cut_to_voice(pcm: Pcm, sample_rate: int) -> Pcm:
+def remove_pauses(pcm: Pcm, sample_rate: int) -> Pcm:
     """A clip without its long pauses: `[samples]`, possibly none.
 
     Short pauses stay. Tightly cut speech has a seam at every word, which speaker models hear: closed accuracy on the
@@ -66,7 +66,7 @@ def cut_to_voice(pcm: Pcm, sample_rate: int) -> Pcm:
     return pcm[kept]
 
 
-def sounding_segments(pcm: Pcm, sample_rate: int, shortest_s: float = 0.0) -> list[tuple[int, int]]:
+def active_segments(pcm: Pcm, sample_rate: int, shortest_s: float = 0.0) -> list[tuple[int, int]]:
     """The stretches `(first, last + 1)` in samples of a clip `[samples]` that contain any sound, in order, between long pauses.
 
     A 20 ms frame sounds if it is near the clip's loudest and clearly above its quiet ones; some quiet is kept before
@@ -75,9 +75,9 @@ def sounding_segments(pcm: Pcm, sample_rate: int, shortest_s: float = 0.0) -> li
     """
     levels = frame_levels(pcm - pcm.mean(), sample_rate)
     loud, noise = np.sort(levels)[-LOUDEST_FRAMES:][0], np.percentile(levels, 10)
-    if loud - noise < LEAST_ABOVE_NOISE_DB:
+    if loud - noise < MIN_ABOVE_NOISE_DB:
         return [(0, len(pcm))]
-    mask = levels >= max(noise + LEAST_ABOVE_NOISE_DB, loud - SOUND_BELOW_PEAK_DB)
+    mask = levels >= max(noise + MIN_ABOVE_NOISE_DB, loud - SOUND_BELOW_PEAK_DB)
     frame, edge = round(LEVEL_FRAME_S * sample_rate), round(QUIET_S * sample_rate)
     found: list[tuple[int, int]] = []
     for first, last in runs(mask).tolist():
@@ -89,13 +89,13 @@ def sounding_segments(pcm: Pcm, sample_rate: int, shortest_s: float = 0.0) -> li
     return [(max(0, first - edge), min(len(pcm), last + edge)) for first, last in long or found]
 
 
-def trimmed(pcm: Pcm, sample_rate: int) -> Pcm:
+def trim_silence(pcm: Pcm, sample_rate: int) -> Pcm:
     """A clip without the quiet before and after its sound, except for a little; a clip of even level stays as it is."""
-    segments = sounding_segments(pcm, sample_rate)
+    segments = active_segments(pcm, sample_rate)
     return pcm[segments[0][0] : segments[-1][1]]
 
 
-def sounding_seconds(pcm: Pcm, sample_rate: int) -> float:
+def active_seconds(pcm: Pcm, sample_rate: int) -> float:
     """Seconds of a clip `[samples]` that contain sound: 20 ms frames within 40 dB of the loudest and above -70 dBFS.
 
     A DC offset is not sound, so levels are taken without the mean.
@@ -104,7 +104,7 @@ def sounding_seconds(pcm: Pcm, sample_rate: int) -> float:
         return 0.0
     frame = max(1, round(LEVEL_FRAME_S * sample_rate))
     levels = frame_levels(np.pad(pcm - pcm.mean(), (0, -len(pcm) % frame)), sample_rate)
-    softest = max(levels.max(initial=SILENCE_DB) - SOFTEST_BELOW_PEAK_DB, SILENCE_DB)
+    softest = max(levels.max(initial=SILENCE_DB) - MAX_BELOW_PEAK_DB, SILENCE_DB)
     return float((levels > softest).sum() * frame / sample_rate)
 
 
@@ -115,8 +115,8 @@ def _spectra(pcm: Pcm, rate: int, frame: int, step: int) -> tuple[npt.NDArray[np
     band = (bins >= LOW_HZ) & (bins <= HIGH_HZ)
     frames = np.lib.stride_tricks.sliding_window_view(pcm, frame)[::step]
     decibel, flatness = np.empty(len(frames)), np.empty(len(frames))
-    for at in range(0, len(frames), FRAMES_A_PART):
-        part = slice(at, at + FRAMES_A_PART)
+    for at in range(0, len(frames), FRAMES_PER_BLOCK):
+        part = slice(at, at + FRAMES_PER_BLOCK)
         power = np.square(np.abs(np.fft.rfft(frames[part] * window, axis=1)[:, band])) + 1e-12
         mean = power.mean(axis=1)
         decibel[part] = 10 * np.log10(2 * mean * band.sum() / np.square(window).sum() / frame)

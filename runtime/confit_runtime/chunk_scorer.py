@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 # for streaming and for windowed models: the limit keeps memory constant for long recordings
-HOPS_A_CALL, WINDOWS_A_CALL = 256, 16
+HOPS_PER_CALL, WINDOWS_PER_CALL = 256, 16
 
 
-class RowMaker:
+class ChunkScorer:
     """Takes sound at the model's rate, and returns the rows after the warm-up.
 
     `push` yields scores `[hops, classes]` and embeddings `[hops, dim]`, one call of the graph at a time. Sound that
@@ -34,7 +34,9 @@ class RowMaker:
         contract = self._model.contract
         self._held = np.concatenate([self._held, pcm])
         step = (
-            HOPS_A_CALL * contract.hop if contract.streaming else contract.window + (WINDOWS_A_CALL - 1) * contract.hop
+            HOPS_PER_CALL * contract.hop
+            if contract.streaming
+            else contract.window + (WINDOWS_PER_CALL - 1) * contract.hop
         )
         while len(self._held) >= step:
             yield self._run(step)

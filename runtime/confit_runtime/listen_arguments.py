@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 from confit_runtime.audio import check_rate
 from confit_runtime.errors import UsageError
-from confit_runtime.sources import Given, GivenSource, open_source
-from confit_runtime.sources.base import Mixed
-from confit_runtime.wording import listed
+from confit_runtime.formatting import format_list
+from confit_runtime.sources import InputChunk, InputSource, open_source
+from confit_runtime.sources.base import DownmixedChunk
 
 if TYPE_CHECKING:
     from confit_runtime.model import Model
     from confit_runtime.stream import Stream
 
-_OF_A_SOURCE = ("name", "rate", "live", "__enter__", "__exit__", "__iter__")
+_SOURCE_ATTRIBUTES = ("name", "rate", "live", "__enter__", "__exit__", "__iter__")
 
 
-def streams_of(models: Model | Stream | Iterable[Model | Stream]) -> list[Stream]:
+def make_streams(models: Model | Stream | Iterable[Model | Stream]) -> list[Stream]:
     """Return one stream per model, which hears a recording from its first sample; streams are returned as they are.
 
     Raises UsageError if an item is neither a model nor a stream, if there is none, and for a stream made with
@@ -42,7 +42,7 @@ def streams_of(models: Model | Stream | Iterable[Model | Stream]) -> list[Stream
     return [one if isinstance(one, Stream) else one.stream(lead_in=None) for one in several]
 
 
-def source_of(source: str | Path | GivenSource, *, stopped: bool = False) -> GivenSource:
+def resolve_source(source: str | Path | InputSource, *, stopped: bool = False) -> InputSource:
     """Return the source that is passed, or open the one that is named.
 
     Raises UsageError if it is not a source or, with `stopped`, has no `stop`; also what `open_source` raises.
@@ -55,14 +55,14 @@ def source_of(source: str | Path | GivenSource, *, stopped: bool = False) -> Giv
 
 def check_source(source: object, *, stopped: bool) -> None:
     """Raise UsageError if `source` is not a source, or if it must be `stopped` and has no `stop` method."""
-    if lacks := [part for part in (*_OF_A_SOURCE, *(["stop"] if stopped else [])) if not hasattr(source, part)]:
+    if lacks := [part for part in (*_SOURCE_ATTRIBUTES, *(["stop"] if stopped else [])) if not hasattr(source, part)]:
         raise UsageError(
-            f"expected a source, got {type(source).__name__}, which lacks {listed(lacks, 8)}: open_source(...)"
+            f"expected a source, got {type(source).__name__}, which lacks {format_list(lacks, 8)}: open_source(...)"
             " opens one by name"
         )
 
 
-def chunk_of(item: object) -> Given:
+def check_chunk(item: object) -> InputChunk:
     """Return the chunk that a source yielded.
 
     Raises UsageError if it is not a `(pcm, rate)` tuple or the rate is invalid.
@@ -71,4 +71,4 @@ def chunk_of(item: object) -> Given:
         what = f"a tuple of {len(item)}" if isinstance(item, tuple) else type(item).__name__
         raise UsageError(f"a source yields (pcm, rate) tuples, Gap, Notice and Pause; this one yielded {what}")
     pcm, rate = item
-    return item if isinstance(item, Mixed) else (pcm, check_rate(rate))
+    return item if isinstance(item, DownmixedChunk) else (pcm, check_rate(rate))

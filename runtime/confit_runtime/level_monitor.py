@@ -7,13 +7,13 @@ from confit_runtime.channels import ONE_CHANNEL, Clipping, Mixing
 from confit_runtime.sources.base import Notice
 
 SILENT_S = 30.0  # of nothing but zeros, before the first notice
-LONGEST_SILENT_S = 3600.0  # upper limit of the doubling
-SPELL_S = 60.0  # over which clipping is judged
+MAX_SILENT_S = 3600.0  # upper limit of the doubling
+PERIOD_S = 60.0  # over which clipping is judged
 LOUD_S = 5.0  # of loud sound, by which it is judged whether channels cancel
 CLIPPED_SHARE = 0.1  # share of a spell that lies in chunks with clipped samples
 
 
-class Loudness:
+class LevelMonitor:
     """Hears the source `name` and issues notices when silence or clipping begins and ends.
 
     After each silence, the next notice needs a silence twice as long, up to an hour: a microphone with a noise gate
@@ -37,13 +37,13 @@ class Loudness:
         self._clipping.hear(channels)
         if self._silent_s >= self._patience_s:
             self._silent, self._clipped, self._spell_s, self._clipping = True, False, 0.0, Clipping()
-            self._patience_s = min(2 * self._patience_s, LONGEST_SILENT_S)
+            self._patience_s = min(2 * self._patience_s, MAX_SILENT_S)
             return Notice(
                 "silent",
                 f"{self._name}: nothing but digital silence for {self._silent_s:.0f} s: it is muted, or this is the"
                 " wrong source",
             )
-        return self._judge_spell(rate) if self._spell_s >= SPELL_S else None
+        return self._judge_spell(rate) if self._spell_s >= PERIOD_S else None
 
     def _judge_spell(self, rate: int) -> Notice | None:
         clipped_s, spell_s, before = self._clipping.spread / rate, self._spell_s, self._clipped
@@ -60,7 +60,7 @@ class Loudness:
         return None
 
 
-class Cancellation:
+class CancellationMonitor:
     """Hears the channels of the source `name` and issues notices when they begin and cease to cancel each other."""
 
     def __init__(self, name: str) -> None:

@@ -18,8 +18,8 @@ class FrozenDict(dict[str, Any]):
         return FrozenDict, (dict(self),)
 
 
-def frozen(value: Any) -> Any:
+def freeze(value: Any) -> Any:
     """Make a dict and the dicts in it unchangeable, and a list a tuple; anything else stays as it is."""
     if isinstance(value, dict):
-        return FrozenDict({key: frozen(inner) if isinstance(inner, dict) else inner for key, inner in value.items()})
+        return FrozenDict({key: freeze(inner) if isinstance(inner, dict) else inner for key, inner in value.items()})
     return tuple(value) if isinstance(value, list) else value

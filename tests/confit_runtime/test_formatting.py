@@ -1,0 +1,28 @@
+"""How numbers and names are put into words."""
+
+from __future__ import annotations
+
+from confit_runtime.formatting import format_interval, format_list, format_percent, format_quoted_list
+from confit_runtime.names import closest_name, format_known_names
+
+
+def test_of_many_names_the_first_are_told_and_how_many_more_there_are() -> None:
+    names = [f"n{number}" for number in range(14)]
+    assert format_list(names[:12]) == ", ".join(names[:12])
+    assert format_list(names).endswith(", n11, and 2 more")
+    assert format_list(names, 2) == "n0, n1, and 12 more"
+    assert format_quoted_list(names).endswith("'n10', 'n11', and 2 more")
+
+
+def test_names_that_differ_by_case_alone_are_both_told_to_who_misspelt_one() -> None:
+    known = [*(f"guest {number}" for number in range(30)), "Ada", "ADA"]
+    assert format_known_names("adaa", known).startswith("Ada, ADA, guest 0, ")
+    assert format_known_names("adaa", known).endswith(", and 20 more")
+    assert closest_name("adaa", known) == "Ada"
+
+
+def test_a_share_is_told_in_per_cent_with_its_interval() -> None:
+    assert format_percent(0.9591, 0.931, 0.9779) == "95.9 % [93.1, 97.8]"
+    assert format_percent(0.9591, 0.931, 0.9779, unit="") == "95.9 [93.1, 97.8]"
+    assert format_percent(0.9591, float("nan"), float("nan")) == "95.9 %"
+    assert format_interval(-0.5, 1.25, "+.2f") == "[-0.50, +1.25]"
