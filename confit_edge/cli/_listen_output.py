@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from datetime import UTC, datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from confit_edge.cli._console import emit, print_line, say, say_failed, stderr_is_terminal
 from confit_runtime.errors import AudioError
+from confit_runtime.event_json import event_to_json
 from confit_runtime.events import Detection, Ended
 from confit_runtime.sources import Gap, Notice
 
@@ -99,43 +97,23 @@ class ListenPrinter:
                 say(item.text)
             if item.state == "narrow":
                 self._narrow.add(item.models)
-            known = listener.time_of(listener.samples) is not None
-            self._emit("notice", source, time.time() if known else None, state=item.state, text=item.text)
         elif isinstance(item, Gap):
-            seconds = item.samples / source.rate
-            say(f"lost {seconds:.2f} s of sound: {item.reason}")
-            at = listener.time_of(listener.samples - item.samples)
-            self._emit("gap", source, at, samples=item.samples, seconds=round(seconds, 3), reason=item.reason)
-        elif isinstance(item, Ended):
-            self._print_ended(item, listener, source)
-        else:
-            self._print_detection(item, listener, source)
-
-    def _print_detection(self, detection: Detection, listener: Listener, source: Source) -> None:
-        self._counts[detection.model, detection.label] += 1
-        speaker = f"  by {detection.speaker}" if detection.speaker is not None else ""
-        at = listener.time_of(detection.start_sample)
-        self._line("detection", detection, f"{detection.score:.2f}{speaker}", source, at)
-
-    def _print_ended(self, ended: Ended, listener: Listener, source: Source) -> None:
-        at = listener.time_of(ended.end_sample)
-        self._line("ended", ended, f"ended at {ended.end_s:.2f} s", source, at)
-
-    def _emit(self, kind: str, source: Source, at: float | None, **fields: Any) -> None:
-        """With --json, print a line with the source and, if known, the time."""
-        if not self._json:
-            return
-        clip = {"clip": source.name} if self._clips else {}
-        when = {} if at is None else {"at": datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")}
-        emit(kind, **fields, source=self._name, **clip, **when)
-
-    def _line(self, kind: str, item: Detection | Ended, what: str, source: Source, at: float | None) -> None:
+            say(f"lost {item.samples / source.rate:.2f} s of sound: {item.reason}")
+        elif isinstance(item, Detection):
+            self._counts[item.model, item.label] += 1
         if self._json:
-            self._emit(kind, source, at, **dataclasses.asdict(item))
-            return
-        clip_ = f"{source.name}: " if self._clips else ""
+            fields = event_to_json(item, listener) | {"source": self._name}
+            emit(fields.pop("type"), **fields, **({"clip": source.name} if self._clips else {}))
+        elif isinstance(item, Detection):
+            speaker = f"  by {item.speaker}" if item.speaker is not None else ""
+            self._print_line(item, f"{item.score:.2f}{speaker}", source)
+        elif isinstance(item, Ended):
+            self._print_line(item, f"ended at {item.end_s:.2f} s", source)
+
+    def _print_line(self, item: Detection | Ended, what: str, source: Source) -> None:
+        clip = f"{source.name}: " if self._clips else ""
         model = f"  ({item.model})" if len(self._streams) > 1 else ""
-        print_line(f"{clip_}{item.start_s:8.2f} s  {item.label}  {what}{model}")
+        print_line(f"{clip}{item.start_s:8.2f} s  {item.label}  {what}{model}")
 
     def _print_clip(self, clip: str, counts: Counter[tuple[str, str]], listener: Listener) -> None:
         if self._json:

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from confit_runtime.asynchronous import listen_async
     from confit_runtime.detect import Hold
     from confit_runtime.errors import AudioError, ConfitError, DeviceError, GalleryError, ModelError, UsageError
+    from confit_runtime.event_json import event_to_json
     from confit_runtime.events import Detection, Ended
     from confit_runtime.gallery import Gallery
     from confit_runtime.gates import EnergyGate, Gate, SpeechGate
@@ -37,6 +38,7 @@ __all__ = [
     "Tap",
     "UsageError",
     "__version__",
+    "event_to_json",
     "listen",
     "listen_async",
     "load",
@@ -60,6 +62,7 @@ _HOME = {
     "Match": "matcher",
     "Hold": "detect",
     "Stream": "stream",
+    "event_to_json": "event_json",
     "listen_async": "asynchronous",
 }
 

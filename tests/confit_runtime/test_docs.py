@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -81,3 +82,15 @@ def test_listening_in_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert told == [[word, what] for word in ("one", "seven") for what in ("on", "off")]
     else:
         assert [word for word, _ in told] == ["one", "seven"]
+
+
+def test_events_are_json_in_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    word = load_clip(DATA / "digits-real" / "seven.ogg", RATE)
+    soundfile.write(tmp_path / "scene.wav", np.concatenate([silence(1.5), word, silence(1.5)]), RATE)
+    program = programs("python.md")[2]
+    assert program.count('"mic"') == 1
+    run(program.replace('"mic"', repr(str(tmp_path / "scene.wav"))))
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["type"], line["label"], line["source"]) for line in lines] == [
+        (kind, "seven", str(tmp_path / "scene.wav")) for kind in ("detection", "ended")
+    ]
