@@ -126,7 +126,7 @@ if os.geteuid() == 0:  # root may read everywhere
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
-write_whole(Path(sys.argv[1], "a"), b"a")
+write_atomic(Path(sys.argv[1], "a"), b"a")
 """
 
 
