@@ -229,7 +229,7 @@ def _record_clips(model: Model, source: str, takes: int, seconds: float, kind: K
         for attempt in range(2 * takes):
             say(f"clip {len(recorded) + 1} of {takes}: {wanted}, {seconds:g} s")
             show = level_line() if stderr_is_terminal() else None
-            take = record_clip(opened, seconds, countdown_s=COUNTDOWN_S, show=show, tell=say_alone)
+            take = record_clip(opened, seconds, countdown_s=COUNTDOWN_S, show=show, notify=say_alone)
             if take.fault is None:
                 recorded.append((f"{shown} {attempt + 1}", resample(take.pcm, take.rate, model.contract.sample_rate)))
             else:

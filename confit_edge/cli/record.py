@@ -141,7 +141,7 @@ def _take(source: Source, seconds: float, countdown: float, quiet: bool, which: 
 
     say(f"clip {which}: get ready")
     show = level_line() if stderr_is_terminal() else None
-    return record_clip(source, seconds, countdown_s=countdown, quiet=quiet, show=show, tell=say_alone)
+    return record_clip(source, seconds, countdown_s=countdown, quiet=quiet, show=show, notify=say_alone)
 
 
 def _folder_name(what: str, text: str) -> str:

@@ -33,18 +33,18 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def check_count(count: float, what: str, least: int) -> int:
-    """`count` as an int. Raises UsageError, naming `what` it is, unless it is a whole number of at least `least`."""
-    if not isinstance(count, Real) or not least <= count < math.inf or int(count) != count:
-        raise UsageError(f"{what}: must be a whole number, {least} or more; it is {count!r}")
+def check_count(count: float, what: str, minimum: int) -> int:
+    """`count` as an int. Raises UsageError, naming `what` it is, unless it is a whole number of at least `minimum`."""
+    if not isinstance(count, Real) or not minimum <= count < math.inf or int(count) != count:
+        raise UsageError(f"{what}: must be a whole number, {minimum} or more; it is {count!r}")
     return int(count)
 
 
-def check_duration(seconds: float, what: str, least_s: float = 0.0) -> float:
+def check_duration(seconds: float, what: str, minimum_s: float = 0.0) -> float:
     """`seconds` as a float.
 
-    Raises UsageError, naming `what` they are, unless they are a number of at least `least_s`.
+    Raises UsageError, naming `what` they are, unless they are a number of at least `minimum_s`.
     """
-    if not isinstance(seconds, Real) or not least_s <= seconds < math.inf:
-        raise UsageError(f"{what}: must be a number of seconds, {least_s:g} or more; it is {seconds!r}")
+    if not isinstance(seconds, Real) or not minimum_s <= seconds < math.inf:
+        raise UsageError(f"{what}: must be a number of seconds, {minimum_s:g} or more; it is {seconds!r}")
     return float(seconds)

@@ -155,7 +155,7 @@ async def _with_pauses(source: AsyncIterable[Item]) -> AsyncGenerator[Item, None
     try:
         while True:
             asked.release()
-            late = max(PAUSE_S, lasting.paused(PAUSE_S) - clock())  # a client that was not asked is not late
+            late = max(PAUSE_S, lasting.pause_due(PAUSE_S) - clock())  # a client that was not asked is not late
             try:
                 # not `wait_for`: in Python 3.11 it continues if it is cancelled just as an item arrives
                 async with asyncio.timeout(late if late < math.inf else None):
@@ -168,7 +168,7 @@ async def _with_pauses(source: AsyncIterable[Item]) -> AsyncGenerator[Item, None
             (piece,) = item
             if not isinstance(piece, Gap | Notice | Pause):
                 piece = downmix(check_chunk(piece))
-                lasting.came(len(piece[0]) / piece[1], clock())
+                lasting.received(len(piece[0]) / piece[1], clock())
             yield piece
     finally:
         ended = reader.done()

@@ -53,23 +53,23 @@ def read_audio(path: str | Path, longest_s: float | None = MAX_CLIP_S) -> tuple[
     """
     with open_sound(path) as sound:
         rate = int(sound.samplerate)
-        most = math.inf if longest_s is None else longest_s * min(rate, _STUDIO_RATE)
-        return np.concatenate([np.zeros(0, np.float32), *_decode_limited(most, sound)]), rate
+        max_samples = math.inf if longest_s is None else longest_s * min(rate, _STUDIO_RATE)
+        return np.concatenate([np.zeros(0, np.float32), *_decode_limited(max_samples, sound)]), rate
 
 
-def _decode_limited(most: float, sound: Any) -> Iterator[Pcm]:
-    """`decode` for a file of at most `most` samples. Raises AudioError as soon as the file proves to be longer."""
-    _check_length(sound, sound.expected or 0, most)
+def _decode_limited(max_samples: float, sound: Any) -> Iterator[Pcm]:
+    """`decode` for a file of at most `max_samples` samples. Raises AudioError as soon as the file proves to be longer."""
+    _check_length(sound, sound.expected or 0, max_samples)
     samples = 0
     for block in decode(sound):
         samples += len(block)
-        _check_length(sound, samples, most)
+        _check_length(sound, samples, max_samples)
         yield block
 
 
-def _check_length(sound: Any, samples: int, most: float) -> None:
-    if samples > most:
-        minutes = most / sound.samplerate / 60
+def _check_length(sound: Any, samples: int, max_samples: float) -> None:
+    if samples > max_samples:
+        minutes = max_samples / sound.samplerate / 60
         raise TooLongError(
             f"{os.fsdecode(sound.name)}: is longer than {minutes:.0f} minutes, the limit for files read as a whole:"
             " cut it"
@@ -348,8 +348,10 @@ def load_clip(path: str | Path, rate: int, longest_s: float | None = MAX_CLIP_S)
     Raises what `read_audio` and `check_samples` raise, and AudioError for a clip with no samples.
     """
     with open_sound(path) as sound:
-        most = math.inf if longest_s is None else longest_s * sound.samplerate
-        blocks = _resampled(_check_blocks(_decode_limited(most, sound), path), sound.samplerate, check_rate(rate))
+        max_samples = math.inf if longest_s is None else longest_s * sound.samplerate
+        blocks = _resampled(
+            _check_blocks(_decode_limited(max_samples, sound), path), sound.samplerate, check_rate(rate)
+        )
         pcm: Pcm = np.concatenate(list(blocks))
     return pcm
 
@@ -389,23 +391,23 @@ class StreamResampler:
         self.rate, self.to = check_rate(rate), to
         self._soxr = None if rate == to else _soxr_stream(rate, to)
         self._block = max(1, rate // 50)
-        self._held = np.zeros(0, np.float32)
+        self._pending = np.zeros(0, np.float32)
 
     def push(self, pcm: Pcm) -> Pcm:
         """Take `[samples]` at `rate`; return what is ready at `to` (possibly nothing)."""
         if self._soxr is None:
             return pcm
-        self._held = np.concatenate([self._held, pcm])
-        whole = len(self._held) // self._block * self._block
+        self._pending = np.concatenate([self._pending, pcm])
+        whole = len(self._pending) // self._block * self._block
         # a view would keep the whole input in memory
-        blocks, self._held = self._held[:whole], self._held[whole:].copy()
+        blocks, self._pending = self._pending[:whole], self._pending[whole:].copy()
         return self._join(self._soxr.resample_chunk(block) for block in blocks.reshape(-1, self._block))
 
     def finish(self) -> Pcm:
         """Return the rest. Nothing can be pushed afterwards."""
         if self._soxr is None:
             return np.zeros(0, np.float32)
-        return self._join([self._soxr.resample_chunk(self._held, last=True)])
+        return self._join([self._soxr.resample_chunk(self._pending, last=True)])
 
     @staticmethod
     def _join(parts: Iterator[Pcm] | list[Pcm]) -> Pcm:

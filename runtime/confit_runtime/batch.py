@@ -93,7 +93,7 @@ class Batch:
         inputs = {"pcm": self._pcm, **before}
         outputs: State = {"scores": self._scores, "embedding": self._embedding}
         outputs |= {f"{name}_out": state for name, state in after.items()}
-        if not self.model.one_window_a_call:
+        if not self.model.one_window_per_call:
             return self.model.bind(inputs, outputs)
         each = [
             self.model.bind(

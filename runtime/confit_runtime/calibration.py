@@ -68,8 +68,8 @@ class OperatingPoint:
     @property
     def levels(self) -> Ints:
         """The indices at the thresholds, or next below them."""
-        places: Ints = np.searchsorted(LEVELS, self.thresholds, side="right") - 1
-        return places
+        indices: Ints = np.searchsorted(LEVELS, self.thresholds, side="right") - 1
+        return indices
 
     @property
     def thresholds(self) -> npt.NDArray[np.float64]:
@@ -78,21 +78,21 @@ class OperatingPoint:
 
 
 def count_false_accepts(
-    contract: Contract, recordings: Sequence[Recording], tell: Callable[[float], None] = lambda seconds: None
+    contract: Contract, recordings: Sequence[Recording], progress: Callable[[float], None] = lambda seconds: None
 ) -> FalseAcceptCounts:
     """Count what every label would fire at every level, in recordings that contain none of them.
 
-    `tell(seconds)` is called during the work with the seconds of recordings counted so far.
+    `progress(seconds)` is called during the work with the seconds of recordings counted so far.
     """
     events = np.zeros((len(contract.labels), len(recordings), len(LEVELS)), np.int64)
     labels, done = firing_label_indices(contract), 0.0
-    for place, recording in enumerate(recordings):
+    for index, recording in enumerate(recordings):
         for rows in recording.pieces:
             firing, smooth = firing_levels(contract, rows)
             for label in labels:
-                events[label, place] += _events_by_level(contract, label, firing[:, label], smooth[:, label])
+                events[label, index] += _events_by_level(contract, label, firing[:, label], smooth[:, label])
         done += recording.seconds
-        tell(done)
+        progress(done)
     # with hysteresis a lower level may fire less often (it is armed again later): use the more cautious count
     careful = np.maximum.accumulate(events[:, :, ::-1], axis=2)[:, :, ::-1]
     return FalseAcceptCounts(careful, np.array([recording.seconds / 3600 for recording in recordings]))
@@ -146,8 +146,8 @@ def firing_levels(contract: Contract, rows: Floats) -> tuple[Floats, Floats]:
 def thresholds(contract: Contract, on: npt.NDArray[np.float64]) -> dict[str, dict[str, float]]:
     """Contract thresholds at levels `on [labels]`. A label keeps its refractory time; one that cannot fire stays unchanged."""
     levels = dict(contract.thresholds)
-    for place in firing_label_indices(contract):
-        label, level = contract.labels[place], float(on[place])
+    for index in firing_label_indices(contract):
+        label, level = contract.labels[index], float(on[index])
         levels[label] = {**levels[label], "on": round(level, 7), "off": round(level * RELEASE, 7)}
     return levels
 
@@ -168,11 +168,11 @@ def score_positive(contract: Contract, label: str, group: str, rows: Floats, own
     `own` lists all labels of a clip that contains several; none of them counts as a confusion.
     """
     firing, _ = firing_levels(contract, rows)
-    place = contract.labels.index(label)
+    index = contract.labels.index(label)
     hits = Detector.from_contract(contract).push(rows)
     fired = (contract.labels[hit.label] for hit in hits)
     others = tuple(other for other in fired if other != label and other not in own)
-    return Positive(label, group, float(firing[:, place].max(initial=-np.inf)), others)
+    return Positive(label, group, float(firing[:, index].max(initial=-np.inf)), others)
 
 
 def det_curve(
@@ -219,12 +219,12 @@ def limiting_false_accepts(
     """
     found = []
     for at, (recording, others) in enumerate(zip(recordings, _leave_one_out_levels(counts), strict=True)):
-        for place in firing_label_indices(contract):
-            reached = np.flatnonzero(counts.events[place, at])
-            if len(reached) and reached[-1] >= others[place]:
-                found.append((int(reached[-1] - others[place]), place, recording))
+        for index in firing_label_indices(contract):
+            reached = np.flatnonzero(counts.events[index, at])
+            if len(reached) and reached[-1] >= others[index]:
+                found.append((int(reached[-1] - others[index]), index, recording))
     found.sort(key=lambda one: -one[0])
-    return [_peak_of(contract, place, recording) for _, place, recording in found[:MAX_REPORTED]]
+    return [_peak_of(contract, index, recording) for _, index, recording in found[:MAX_REPORTED]]
 
 
 def _peak_of(contract: Contract, place: int, recording: Recording) -> LimitingFalseAccept:
@@ -269,7 +269,7 @@ def _levels_per_label(events: Ints) -> Ints:
 def _leave_one_out_levels(counts: FalseAcceptCounts) -> Ints:
     """Each label's own level without each recording, `[recordings, labels]`."""
     together = counts.events.sum(axis=1)
-    return np.stack([_levels_per_label(together - counts.events[:, place]) for place in range(len(counts.hours))])
+    return np.stack([_levels_per_label(together - counts.events[:, index]) for index in range(len(counts.hours))])
 
 
 def _shift_levels(levels: Ints, margin: int) -> Ints:
@@ -282,11 +282,11 @@ def _events_by_level(contract: Contract, label: int, firing: Floats, smooth: Flo
     refractory = seconds_to_hops(contract, level.get("refractory_s", contract.refractory_s))
     count, armed = np.zeros(len(LEVELS), np.int64), np.ones(len(LEVELS), bool)
     silent_until = np.zeros(len(LEVELS), np.int64)
-    places = np.flatnonzero(firing >= LEVELS[0])
-    since_last = np.zeros(len(places), np.float32)  # the lowest score since the previous one of these rows
-    if len(places) > 1:
-        since_last[1:] = np.minimum.reduceat(smooth[: places[-1] + 1], places[:-1] + 1)
-    for row, lowest in zip(places.tolist(), since_last, strict=True):
+    indices = np.flatnonzero(firing >= LEVELS[0])
+    since_last = np.zeros(len(indices), np.float32)  # the lowest score since the previous one of these rows
+    if len(indices) > 1:
+        since_last[1:] = np.minimum.reduceat(smooth[: indices[-1] + 1], indices[:-1] + 1)
+    for row, lowest in zip(indices.tolist(), since_last, strict=True):
         armed |= lowest < RELEASE * LEVELS
         fires = armed & (firing[row] >= LEVELS) & (row >= silent_until)
         count += fires

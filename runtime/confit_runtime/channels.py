@@ -148,9 +148,9 @@ class _Side:
 
     def __init__(self) -> None:
         self._peak = 0.0
-        self._forget()
+        self._restart()
 
-    def _forget(self) -> None:
+    def _restart(self) -> None:
         self._tops = self._round = 0
         self.samples = self.spread = 0  # in flat tops; in chunks that have any
 
@@ -158,7 +158,7 @@ class _Side:
         """Whether a chunk with this peak may have flat tops: it reaches the loudest level so far, or raises it."""
         if peak > (1 + _FLAT) * self._peak:
             self._peak = peak
-            self._forget()  # what is below the loudest level was not cut off there
+            self._restart()  # what is below the loudest level was not cut off there
         return self._peak >= _MIN_PEAK and peak >= (1 - _FLAT) * self._peak
 
     def hear(self, pcm: Pcm) -> None:

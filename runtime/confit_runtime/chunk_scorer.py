@@ -27,31 +27,31 @@ class ChunkScorer:
 
     def __init__(self, model: Model) -> None:
         self._model, self._state = model, model.initial_state(1)
-        self._held = np.zeros(0, np.float32)
+        self._buffer = np.zeros(0, np.float32)
         self._discard = model.contract.warmup_hops
 
     def push(self, pcm: Floats, *, last: bool = False) -> Iterator[tuple[Floats, Floats]]:
         contract = self._model.contract
-        self._held = np.concatenate([self._held, pcm])
+        self._buffer = np.concatenate([self._buffer, pcm])
         step = (
             HOPS_PER_CALL * contract.hop
             if contract.streaming
             else contract.window + (WINDOWS_PER_CALL - 1) * contract.hop
         )
-        while len(self._held) >= step:
+        while len(self._buffer) >= step:
             yield self._run(step)
-        whole = len(self._held) // contract.hop * contract.hop
+        whole = len(self._buffer) // contract.hop * contract.hop
         if last and whole >= (contract.hop if contract.streaming else contract.window):
             yield self._run(whole)
 
     def _run(self, samples: int) -> tuple[Floats, Floats]:
-        contract, pcm = self._model.contract, self._held[:samples]
+        contract, pcm = self._model.contract, self._buffer[:samples]
         if contract.streaming:
-            self._held = self._held[samples:]
+            self._buffer = self._buffer[samples:]
             scores, embedding, self._state = self._model.run(pcm[None], self._state)
             early, self._discard = self._discard, max(0, self._discard - len(scores[0]))
             return scores[0][early:], embedding[0][early:]
         windows = np.lib.stride_tricks.sliding_window_view(pcm, contract.window)[:: contract.hop]
-        self._held = self._held[len(windows) * contract.hop :]
+        self._buffer = self._buffer[len(windows) * contract.hop :]
         scores, embedding, _ = self._model.run(np.ascontiguousarray(windows), {})
         return scores[:, 0], embedding[:, 0]

@@ -198,13 +198,13 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def check_schema(what: str, schema: int, known: int, version: object, anew: str) -> None:
+def check_schema(what: str, schema: int, known: int, version: object, remake_hint: str) -> None:
     """Raise ModelError if a file was written with a `schema` other than the `known` one.
 
-    `version` is the confit-edge version that wrote it; `anew` says how to make an older file again.
+    `version` is the confit-edge version that wrote it; `remake_hint` says how to make an older file again.
     """
     if schema < known:
-        raise ModelError(f"{what} {schema} is from an older confit-edge; this one reads {known}: {anew}")
+        raise ModelError(f"{what} {schema} is from an older confit-edge; this one reads {known}: {remake_hint}")
     if schema > known:
         raise ModelError(
             f"{what} {schema} is newer than {known}, the one this version reads: {newer_version_hint(version)}"
@@ -213,10 +213,10 @@ def check_schema(what: str, schema: int, known: int, version: object, anew: str)
 
 def _remake_hint(calibration: object) -> str:
     """How to make a model of an older schema again. Whoever calibrated a copy of a shipped model has no run."""
-    anew = "export it again from its run"
+    hint = "export it again from its run"
     if isinstance(calibration, dict) and "device" in calibration:
-        anew += ", or calibrate the shipped model again if it is a calibrated copy of one"
-    return anew
+        hint += ", or calibrate the shipped model again if it is a calibrated copy of one"
+    return hint
 
 
 def newer_version_hint(version: object) -> str:

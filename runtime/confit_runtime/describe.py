@@ -84,12 +84,12 @@ def _measurement_rows(contract: Contract) -> list[tuple[str, str]]:
     for split, name in (("val", "validation"), ("test", "test")):
         if split not in metrics:
             continue
-        beside = split in before and "scheme" in parity
+        has_fp32 = split in before and "scheme" in parity
         if contract.multi_label:
-            fp32 = f"; fp32 {format_map(before[split])}" if beside else ""
+            fp32 = f"; fp32 {format_map(before[split])}" if has_fp32 else ""
             rows.append((f"mAP, {name}", format_map(metrics[split]) + fp32))
         what = "best label is right" if contract.multi_label else "accuracy"
-        fp32 = f"; fp32 {format_accuracy(before[split])}" if beside else ""
+        fp32 = f"; fp32 {format_accuracy(before[split])}" if has_fp32 else ""
         rows.append((f"{what}, {name}", f"{format_accuracy(metrics[split])} of {metrics[split]['n']} clips{fp32}"))
     if fired := metrics.get("fired"):
         told = f"{format_accuracy(fired)} of {fired['n']} {clip_noun(contract)}, each played alone between silences"

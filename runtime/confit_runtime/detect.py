@@ -111,7 +111,7 @@ class Detector:
         self.hold_hops = np.broadcast_to(np.asarray(hold_hops, np.int64), self.on.shape)
         self._may_fire = np.ones(len(self.on), bool)
         self._may_fire[np.asarray(never, np.int64)] = False
-        self._least = np.where(self._may_fire, np.minimum(self.on, self.off), np.inf).astype(np.float32)
+        self._lowest_level = np.where(self._may_fire, np.minimum(self.on, self.off), np.inf).astype(np.float32)
         self._recent = np.zeros((smoothing_hops - 1, len(self.on)), np.float32)  # the rows before the next one
         self.released: list[tuple[int, int]] = []
         self.reset()
@@ -142,9 +142,9 @@ class Detector:
         """Forget everything, as if the stream began now."""
         self.rows = self._first = 0
         self.silent_until = np.zeros(len(self.on))
-        self._arm()
+        self._restart_counters()
 
-    def begin_after(self, hops: float) -> None:
+    def restart_after(self, hops: float) -> None:
         """Start over, `hops` after the beginning of what is row 0 now; only the refractory times are kept.
 
         Old and new rows begin equally many hops before their first row, so a row of the new count is a row of the old
@@ -162,19 +162,19 @@ class Detector:
         in_order = sorted(np.flatnonzero(over), key=lambda label: self.hold_hops[label] - paused[label])
         self.released = [(int(row - paused[label]), int(label)) for label in in_order]
         self.rows = self._first = row
-        self._arm()
-        self._paused, self._armed, self._calm = paused, ~still, not still.any()
+        self._restart_counters()
+        self._paused, self._armed, self._idle = paused, ~still, not still.any()
 
-    def go_on_from(self, former: Detector, places: npt.ArrayLike) -> None:
+    def resume_from(self, former: Detector, places: npt.ArrayLike) -> None:
         """Continue with the next row of `former`, a detector of unsmoothed scores.
 
         Each class takes over the state of the class at its entry in `places`; -1 marks a new class.
         """
         self.rows = self._first = former.rows
-        self._arm()
+        self._restart_counters()
         places = np.asarray(places, np.int64)
         kept, of = places >= 0, places[places >= 0]
-        self._calm = False
+        self._idle = False
         self.silent_until[kept] = former.silent_until[of]
         self._above[kept], self._since[kept] = former._above[of], former._since[of]
         self._armed[kept], self._paused[kept] = former._armed[of], former._paused[of]
@@ -185,13 +185,13 @@ class Detector:
         pausing = ~self._armed & (self._paused > 0)
         return [(int(self.rows - self._paused[label]), int(label)) for label in np.flatnonzero(pausing)]
 
-    def _arm(self) -> None:
+    def _restart_counters(self) -> None:
         self._recent[:] = 0.0
-        self._calm_down()
+        self._reset_counters()
 
-    def _calm_down(self) -> None:
+    def _reset_counters(self) -> None:
         """Reset to the state in which no class that may fire is heard: all are armed and none has begun."""
-        self._calm = True
+        self._idle = True
         self._above = np.zeros(len(self.on), np.int64)  # consecutive rows at or above `on`
         self._since = np.full(len(self.on), -1, np.int64)  # first row at or above `off`, -1 while below
         self._armed = np.ones(len(self.on), bool)
@@ -202,12 +202,12 @@ class Detector:
         self.released = []
         hits = []
         smooth = self._smoothed(scores)
-        heard = np.logical_or.reduce(smooth >= self._least, axis=1)
+        heard = np.logical_or.reduce(smooth >= self._lowest_level, axis=1)
         for row, anything in zip(smooth, heard, strict=True):
             if anything:
-                hits += self._hear(row)
-            elif not self._calm:
-                self._hear_nothing()
+                hits += self._process_row(row)
+            elif not self._idle:
+                self._process_quiet_row()
             self.rows += 1
         return hits
 
@@ -223,15 +223,15 @@ class Detector:
             return total / np.float32(hops)
         return total / np.minimum(np.arange(begun + 1, begun + rows + 1), hops).astype(np.float32)[:, None]
 
-    def _hear_nothing(self) -> None:
+    def _process_quiet_row(self) -> None:
         """Take a row at which no class is heard. If all classes are armed, as they nearly always are, nothing changes."""
         self._pause(np.ones(len(self.on), bool))
         self._above[:] = 0
         if self._armed.all():
-            self._calm_down()
+            self._reset_counters()
 
-    def _hear(self, smooth: Floats) -> list[Hit]:
-        self._calm = False
+    def _process_row(self, smooth: Floats) -> list[Hit]:
+        self._idle = False
         low = smooth < self.off
         self._pause(low)
         self._since = np.where(~low & (self._since < 0), self.rows, self._since)
@@ -292,20 +292,20 @@ class NameDetector:
         """The names that may continue within their hold, as in `Detector`."""
         return self._detector.pausing
 
-    def going_on(self, contract: Contract, matcher: Matcher) -> NameDetector:
+    def with_matcher(self, contract: Contract, matcher: Matcher) -> NameDetector:
         """Return a detector for the names of another matcher from the next row on; names in both keep their state."""
         other = NameDetector(contract, matcher, self._hold)
-        places = {label: place for place, label in enumerate(self.labels)}
-        other._detector.go_on_from(self._detector, [places.get(label, -1) for label in other.labels])
+        indices = {label: index for index, label in enumerate(self.labels)}
+        other._detector.resume_from(self._detector, [indices.get(label, -1) for label in other.labels])
         return other
 
     def reset(self) -> None:
         """Forget everything, as if the stream began now."""
         self._detector.reset()
 
-    def begin_after(self, hops: float) -> None:
+    def restart_after(self, hops: float) -> None:
         """Start over, `hops` after the beginning of what is row 0 now; only the refractory times are kept."""
-        self._detector.begin_after(hops)
+        self._detector.restart_after(hops)
 
     def skip_to(self, row: int) -> None:
         """Skip rows that nobody scored; `row` is the next one."""

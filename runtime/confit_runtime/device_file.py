@@ -70,8 +70,8 @@ def device_path(model: Path) -> Path:
 
     For a link without a device file next to it, it is that of the link's target, if there is one.
     """
-    beside, of_target = _adjacent_path(model), _adjacent_path(model.resolve())
-    return of_target if of_target.exists() and not beside.exists() else beside
+    adjacent, of_target = _adjacent_path(model), _adjacent_path(model.resolve())
+    return of_target if of_target.exists() and not adjacent.exists() else adjacent
 
 
 def _adjacent_path(model: Path) -> Path:

@@ -111,11 +111,11 @@ def select_new_prints(
     check_sole_owner(name, already.owners, gallery)
     both = [str(source) for blob, source in zip(blobs, sources, strict=True) if blob in already.contrary]
     check_not_both_signs(name, both, already.negative, gallery)
-    places = new_print_indices(blobs, already.prints)
-    added_s = _seconds_added(seconds, places, len(blobs))
+    indices = new_print_indices(blobs, already.prints)
+    added_s = _seconds_added(seconds, indices, len(blobs))
     if kind is not None:
         check_enough(name, already.seconds, added_s, kind)
-    return places, added_s
+    return indices, added_s
 
 
 def _seconds_added(seconds: float | Sequence[float], places: Sequence[int], prints: int) -> float:

@@ -45,7 +45,7 @@ class EvaluatedRecording:
 
 
 def evaluate_recording(
-    model: Model, recording: LabelledRecording, tell: Callable[[float], None] = lambda seconds: None
+    model: Model, recording: LabelledRecording, progress: Callable[[float], None] = lambda seconds: None
 ) -> EvaluatedRecording:
     """Stream a labelled recording through the model, hop by hop. Raises UsageError, AudioError."""
     named = set(model.contract.can_fire)
@@ -61,7 +61,7 @@ def evaluate_recording(
                 chunk = block[start : start + hop]
                 taken += len(chunk)
                 found += [(detection, taken / rate) for detection in stream.accept(chunk, rate)]
-            tell(taken / rate)
+            progress(taken / rate)
         found += [(detection, taken / source.rate) for detection in stream.finish()]
         rate = source.rate
     if not taken:
@@ -77,8 +77,8 @@ def evaluate_recording(
         score,
         snr,
         [
-            None if place is None else found[place][1] - heard.end_s
-            for heard, place in zip(sounds, score.found_by, strict=True)
+            None if index is None else found[index][1] - heard.end_s
+            for heard, index in zip(sounds, score.found_by, strict=True)
         ],
     )
 
@@ -147,9 +147,9 @@ def snr_band(snr_db: float) -> str:
     below = [step for step in SNR_STEPS if snr_db >= step]
     if not below:
         return f"below {SNR_STEPS[0]:g} dB"
-    place = SNR_STEPS.index(below[-1])
+    index = SNR_STEPS.index(below[-1])
     return (
-        f"{below[-1]:g} to {SNR_STEPS[place + 1]:g} dB" if place + 1 < len(SNR_STEPS) else f"{below[-1]:g} dB and more"
+        f"{below[-1]:g} to {SNR_STEPS[index + 1]:g} dB" if index + 1 < len(SNR_STEPS) else f"{below[-1]:g} dB and more"
     )
 
 

@@ -24,8 +24,8 @@ def summarise(judged: Sequence[EvaluatedRecording], contract: Contract, confiden
     total, whole = int(accepts.sum()), float(hours.sum())
     low, high = poisson_interval(total, whole, confidence)
     if total and len(judged) > 1:  # use the wider of the two: false accepts come in clusters
-        again = resampled_interval(accepts, hours, confidence)
-        low, high = min(low, again[0]), max(high, again[1])
+        resampled = resampled_interval(accepts, hours, confidence)
+        low, high = min(low, resampled[0]), max(high, resampled[1])
     heard = [
         (sound.label, found, one.name, snr_band(snr))
         for one in judged

@@ -52,17 +52,17 @@ class Events:
 
     def __init__(self) -> None:
         self._sounding: dict[EventKey, Detection] = {}
-        self._kept: list[Detection | Ended] = []
+        self._pending: list[Detection | Ended] = []
 
     def add(self, detection: Detection) -> None:
         self._sounding[detection.enrolled, detection.label] = detection
-        self._kept.append(detection)
+        self._pending.append(detection)
 
     def end(self, which: EventKey, end: int, rate: int | None) -> None:
         """Record that a detected sound ended at sample `end` of the source."""
         one = self._sounding.pop(which)
         assert rate is not None  # of what was heard
-        self._kept.append(Ended(one.model, one.label, one.start_s, end / rate, one.start_sample, end, one.enrolled))
+        self._pending.append(Ended(one.model, one.label, one.start_s, end / rate, one.start_sample, end, one.enrolled))
 
     def end_all(self, end: int, rate: int | None) -> None:
         """End everything that is sounding, because no more of it can be heard."""
@@ -70,16 +70,16 @@ class Events:
             # what fires on silence may have begun in that of the gap after `end`
             self.end(which, max(end, self._sounding[which].start_sample), rate)
 
-    def end_names_but(self, names: Collection[str], end: int, rate: int | None) -> None:
+    def end_names_except(self, names: Collection[str], end: int, rate: int | None) -> None:
         """End the enrolled names that are sounding, except `names`."""
         for which in [which for which in self._sounding if which[0] and which[1] not in names]:
             self.end(which, end, rate)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Discard all detections and ends that were not taken."""
         self._sounding.clear()
-        self._kept.clear()
+        self._pending.clear()
 
     def take(self) -> list[Detection | Ended]:
-        kept, self._kept = self._kept, []
+        kept, self._pending = self._pending, []
         return kept

@@ -179,8 +179,8 @@ def default_cache() -> Path:
     if chosen:
         return _make_private(Path(chosen))
     if home != "~":
-        return _make_private(Path(home, ".cache", "confit-edge"), anew=True)
-    folder = _make_private(Path(tempfile.gettempdir(), f"confit-edge-{_user_id()}"), anew=True)
+        return _make_private(Path(home, ".cache", "confit-edge"), exist_ok=True)
+    folder = _make_private(Path(tempfile.gettempdir(), f"confit-edge-{_user_id()}"), exist_ok=True)
     if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != _user_id()):
         raise UsageError(
             f"{folder}: is the cache for users without a home folder, but not yours; set CONFIT_EDGE_CACHE"
@@ -192,11 +192,11 @@ def _user_id() -> int:
     return os.getuid() if hasattr(os, "getuid") else 0  # Windows, where a folder's owner is 0
 
 
-def _make_private(folder: Path, anew: bool = False) -> Path:
-    """The folder, private to its user; with `anew` an existing one is made private too. Errors are left to the writer."""
+def _make_private(folder: Path, exist_ok: bool = False) -> Path:
+    """The folder, private to its user; with `exist_ok` an existing one is made private too. Errors are left to the writer."""
     with suppress(OSError):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(0o700, exist_ok=anew)
+        folder.mkdir(0o700, exist_ok=exist_ok)
         if folder.stat().st_mode & 0o077 and not folder.is_symlink():
             folder.chmod(0o700)
     return folder

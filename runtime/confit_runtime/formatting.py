@@ -18,10 +18,10 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
 
 
-def format_list(names: Sequence[str], most: int = MAX_NAMES) -> str:
-    """The first `most` names and how many more there are: `a, b, and 3 more`."""
-    more = f", and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def format_list(names: Sequence[str], maximum: int = MAX_NAMES) -> str:
+    """The first `maximum` names and how many more there are: `a, b, and 3 more`."""
+    more = f", and {len(names) - maximum} more" if len(names) > maximum else ""
+    return ", ".join(names[:maximum]) + more
 
 
 def format_quoted_list(names: Sequence[str]) -> str:

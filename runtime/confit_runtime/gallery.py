@@ -56,8 +56,8 @@ class Gallery:
             self.binding = read_binding(file.path, db)
         self._current: ReloadingMatcher | None = None
         if model is not None and levels is not None:
-            self._current = ReloadingMatcher(file, model, levels, self._admit)
-            self._current.newest()
+            self._current = ReloadingMatcher(file, model, levels, self._read_binding)
+            self._current.current()
 
     @classmethod
     def open(
@@ -110,7 +110,7 @@ class Gallery:
         try:
             gallery = cls(file, model, levels)
             if levels is not None and not create:
-                gallery._check_enrolled(levels.own)
+                gallery._check_enrolled(levels.per_name)
             return gallery
         except BaseException:
             file.close()
@@ -193,7 +193,7 @@ class Gallery:
         """
         if self._current is None:
             raise UsageError(f"{self.path}: was opened without its model, so it cannot match anything")
-        return self._current.newest()
+        return self._current.current()
 
     def match(self, embedding: npt.ArrayLike) -> Match:
         """Return the enrolled name that an embedding `[dim]` of the model matches; see `Matcher`.
@@ -237,20 +237,20 @@ class Gallery:
                 own, kind = ExistingPrints(self.blobs(name, negative=negative)), None
             else:
                 own = self.already(name, blobs, negative=negative)
-                kind = None if negative else kind or self._told_kind()
-            places, heard_s = select_new_prints(name, blobs, sources, voiced_s, own, kind, self.path)
-            self._file.erase_index_of_others(db)
+                kind = None if negative else kind or self._kind_or_none()
+            indices, heard_s = select_new_prints(name, blobs, sources, voiced_s, own, kind, self.path)
+            self._file.erase_orphaned_index(db)
             db.execute("INSERT INTO names (name, voiced_s) VALUES (?, 0) ON CONFLICT DO NOTHING", (name,))
             name_id = self._id_of(db, name)
             if not negative:
                 db.execute("UPDATE names SET voiced_s = voiced_s + ? WHERE id = ?", (heard_s, name_id))
-            for at in places:
-                place = db.execute(
+            for at in indices:
+                print_id = db.execute(
                     "INSERT INTO prints (name_id, embedding, source, negative) VALUES (?, ?, ?, ?)",
                     (name_id, blobs[at], str(sources[at]).encode(errors="replace").decode(), int(negative)),
                 ).lastrowid
                 if audio is not None:
-                    db.execute("INSERT INTO audio (print_id, flac) VALUES (?, ?)", (place, audio[at]))
+                    db.execute("INSERT INTO audio (print_id, flac) VALUES (?, ?)", (print_id, audio[at]))
             return self.counts_of(name)[negative]
 
     def already(self, name: str, blobs: Iterable[bytes], *, negative: bool) -> ExistingPrints:
@@ -264,7 +264,7 @@ class Gallery:
         seconds = self.voiced_s(name) if self.counts_of(name).prints else 0.0
         return ExistingPrints(own, seconds, self.owners(blobs), contrary)
 
-    def _told_kind(self) -> Kind | None:
+    def _kind_or_none(self) -> Kind | None:
         """The kind, or None if neither a file of an older version nor a model says."""
         return self.kind if self.binding.kind or self._model else None
 
@@ -347,14 +347,14 @@ class Gallery:
         """
         with self._file.lock:  # until the end, so that no other thread removes a name meanwhile
             with self.moment() as db:
-                self._file.check_stands()
-                look, mode = self._file.look(db), self.path.stat().st_mode & 0o777
+                self._file.check_current()
+                look, mode = self._file.version(db), self.path.stat().st_mode & 0o777
                 ids, prints = read_indexed(self.path, db, self.dim)
 
             @contextmanager
-            def placing(digest: str) -> Iterator[None]:
+            def commit_context(digest: str) -> Iterator[None]:
                 with self.change() as db:
-                    if self._file.look(db) != look and not contains_prints(
+                    if self._file.version(db) != look and not contains_prints(
                         *read_indexed(self.path, db, self.dim), ids, prints
                     ):
                         raise GalleryError(
@@ -363,7 +363,7 @@ class Gallery:
                     write_index_digest(db, digest)
                     yield
 
-            build_index(self.index_path, ids, prints, progress, mode, placing)
+            build_index(self.index_path, ids, prints, progress, mode, commit_context)
         return len(ids)
 
     def remove(self, name: str) -> PrintCounts:
@@ -380,7 +380,7 @@ class Gallery:
             db.execute("DELETE FROM prints WHERE name_id = ?", (name_id,))
             self._file.erase_index(db)
             db.execute("DELETE FROM names WHERE id = ?", (name_id,))
-            self._file.shrinks = True
+            self._file.needs_vacuum = True
         return had
 
     def rename(self, old: str, new: str) -> None:
@@ -404,7 +404,7 @@ class Gallery:
         binding = _binding(model, kind)
         with self._file.lock:
             with self.change() as db:
-                held = self._held(db)
+                held = self._prints_by_name(db)
                 read = {name: [row.tobytes() for row in old.astype("<f4")] for name, (old, _) in names.items()}
                 if {name: [blob for _, blob in prints] for name, prints in held.items()} != read:
                     raise GalleryError(f"{self.path}: was changed meanwhile, so nothing was re-enrolled: try again")
@@ -417,9 +417,11 @@ class Gallery:
                     db.executemany("UPDATE prints SET embedding = ? WHERE id = ?", rows)
                 write_binding(db, binding)
             self._model, self.binding = model, binding
-            self._current = ReloadingMatcher(self._file, model, Levels.of(model.contract, None, None), self._admit)
+            self._current = ReloadingMatcher(
+                self._file, model, Levels.of(model.contract, None, None), self._read_binding
+            )
 
-    def _held(self, db: sqlite3.Connection) -> dict[str, list[tuple[int, bytes]]]:
+    def _prints_by_name(self, db: sqlite3.Connection) -> dict[str, list[tuple[int, bytes]]]:
         """The prints of each name, including negative ones, in the order they were enrolled: ids and embeddings."""
         held: dict[str, list[tuple[int, bytes]]] = {}
         for name, print_id, blob in db.execute(
@@ -441,11 +443,11 @@ class Gallery:
                     self._check_bound(db)
                     yield db
             finally:  # also after a failure: the prints may have been read within
-                self._outdate()
+                self._invalidate_matcher()
 
-    def _outdate(self) -> None:
+    def _invalidate_matcher(self) -> None:
         if self._current is not None:
-            self._current.outdate()
+            self._current.invalidate()
 
     @contextmanager
     def moment(self) -> Iterator[sqlite3.Connection]:
@@ -457,7 +459,7 @@ class Gallery:
             self._check_bound(db)
             yield db
 
-    def _admit(self, db: sqlite3.Connection) -> Binding:
+    def _read_binding(self, db: sqlite3.Connection) -> Binding:
         """What the prints are of. Raises GalleryError if that is not the model's embedding."""
         assert self._model is not None
         binding = read_binding(self.path, db)
@@ -468,7 +470,7 @@ class Gallery:
     def _check_bound(self, db: sqlite3.Connection) -> None:
         """Raise GalleryError if the prints are of another model than when the gallery was opened."""
         binding = read_binding(self.path, db)
-        if not binding.compares(self.binding):
+        if not binding.is_comparable_to(self.binding):
             raise GalleryModelError(
                 f"{self.path}: was bound to another model while it was open (embedding {binding.embedding_id[:12]}"
                 f" of {binding.dim} dimensions, before: {self.embedding_id[:12]} of {self.dim}): open it again, for"

@@ -50,9 +50,9 @@ class GalleryFile:
         self.path, self.lock = path, RLock()
         self._closed = self._forked = False
         self._readers = 0  # nested readers in the thread that holds the lock
-        self.shrinks = False  # whether the file shrinks after the current change
+        self.needs_vacuum = False  # whether the file shrinks after the current change
         with sqlite_errors_reported(path):
-            self._use(_open(path, binding, BUSY_TIMEOUT_S))
+            self._adopt(_open(path, binding, BUSY_TIMEOUT_S))
         _OPEN.add(self)
 
     def __reduce__(self) -> NoReturn:
@@ -61,7 +61,7 @@ class GalleryFile:
             " there"
         )
 
-    def forked(self) -> None:
+    def mark_forked(self) -> None:
         """Leave the file to the process that this one was forked from.
 
         SQLite connections may not be used or closed in two processes, and the thread that held the lock does not exist
@@ -69,9 +69,9 @@ class GalleryFile:
         """
         self.lock, self._forked = RLock(), True
 
-    def _use(self, opened: _Opened) -> None:
+    def _adopt(self, opened: _Opened) -> None:
         self._db, self._copied = opened.db, opened.copied
-        self._identity, self._written = opened.identity, opened.written
+        self._identity, self._stamp = opened.identity, opened.written
 
     def close(self) -> None:
         with self.lock:
@@ -89,20 +89,20 @@ class GalleryFile:
             raise GalleryError(f"{self.path}: was closed: open the gallery again")
 
     @contextmanager
-    def reading(self, patience_s: float = BUSY_TIMEOUT_S) -> Iterator[sqlite3.Connection]:
+    def reading(self, timeout_s: float = BUSY_TIMEOUT_S) -> Iterator[sqlite3.Connection]:
         """The connection, which no other thread uses meanwhile. Raises GalleryError."""
         with self.lock:
             self.check_open()
             with sqlite_errors_reported(self.path):
                 if not (self._readers or self._db.in_transaction):
-                    self._forget_what_was_written_over(patience_s)  # may replace the connection
+                    self._drop_stale_pages(timeout_s)  # may replace the connection
                 self._readers += 1
                 try:
                     yield self._db
                 finally:
                     self._readers -= 1
 
-    def _forget_what_was_written_over(self, patience_s: float) -> None:
+    def _drop_stale_pages(self, timeout_s: float) -> None:
         """Make SQLite read the file again after it was written.
 
         SQLite keeps pages for as long as a counter in the file stays the same. A backup restored in place may have the
@@ -111,22 +111,22 @@ class GalleryFile:
         as it is.
         """
         written = _file_stamp(self.path)
-        if written == self._written:
+        if written == self._stamp:
             return
         if not self._copied:
             self._db.execute("PRAGMA shrink_memory")
-            self._written = written
+            self._stamp = written
         elif written is not None:
-            self._replace(_open(self.path, None, patience_s, older="copy"))
+            self._replace(_open(self.path, None, timeout_s, older="copy"))
 
     def _replace(self, opened: _Opened) -> None:
         """Continue with another connection."""
         self._db.close()
-        self._use(opened)
+        self._adopt(opened)
         self._db.execute(f"PRAGMA busy_timeout = {round(1000 * BUSY_TIMEOUT_S)}")
 
     @contextmanager
-    def hurried(self, seconds: float) -> Iterator[sqlite3.Connection]:
+    def reading_with_timeout(self, seconds: float) -> Iterator[sqlite3.Connection]:
         """Like `reading`, but wait only `seconds` for another program's change.
 
         Raises GalleryBusyError if that is too short.
@@ -159,23 +159,23 @@ class GalleryFile:
             if db.in_transaction:
                 yield db
                 return
-            self.check_stands()
-            self.shrinks = False
+            self.check_current()
+            self.needs_vacuum = False
             if self._copied:  # there may be space by now, and write permission; if not, this reports it
                 self._replace(_open(self.path, None, BUSY_TIMEOUT_S, older="migrate"))
                 db = self._db
             with db:
                 db.execute("BEGIN IMMEDIATE")
                 yield db
-            if self.shrinks:
-                self._shrink(db)
+            if self.needs_vacuum:
+                self._vacuum(db)
 
     @property
     def changing(self) -> bool:
         """Whether this thread, which holds the lock, is inside a `change` or a `moment`."""
         return self._db.in_transaction
 
-    def _shrink(self, db: sqlite3.Connection) -> None:
+    def _vacuum(self, db: sqlite3.Connection) -> None:
         """Give back the disk space of removed prints, which are overwritten already."""
         try:
             with sqlite_errors_reported(self.path):
@@ -195,7 +195,7 @@ class GalleryFile:
         """The path of its index, if there is one."""
         return index_path(self.path)
 
-    def erase_index_of_others(self, db: sqlite3.Connection) -> None:
+    def erase_orphaned_index(self, db: sqlite3.Connection) -> None:
         """Erase the index if the gallery has no prints: it belongs to a file that is gone. Raises GalleryError."""
         if db.execute("SELECT 1 FROM prints WHERE negative = 0 LIMIT 1").fetchone() is None:
             self.erase_index(db)
@@ -206,20 +206,20 @@ class GalleryFile:
         write_index_digest(db, None)
 
     @property
-    def stands(self) -> bool:
+    def is_current(self) -> bool:
         """Whether the open file is the one at its path."""
         return _identity(self.path) == self._identity
 
-    def check_stands(self) -> None:
+    def check_current(self) -> None:
         """Raise GalleryError unless the open file is the one at its path."""
-        if not self.stands:
+        if not self.is_current:
             raise GalleryError(
                 f"{self.path}: was replaced or removed while it was open, so nothing was changed; open it again"
             )
 
-    def look(self, db: sqlite3.Connection) -> FileVersion:
+    def version(self, db: sqlite3.Connection) -> FileVersion:
         """A value that every change by another program alters, even one that does not use SQLite; inside a `moment`."""
-        return int(db.execute("PRAGMA data_version").fetchone()[0]), self._written
+        return int(db.execute("PRAGMA data_version").fetchone()[0]), self._stamp
 
     def reopen(self, seconds: float) -> None:
         """Continue with the file that is now at the path. Waits `seconds` for another program's change.
@@ -232,7 +232,7 @@ class GalleryFile:
 
 def _after_fork() -> None:
     for file in list(_OPEN):
-        file.forked()
+        file.mark_forked()
 
 
 if hasattr(os, "register_at_fork"):
@@ -260,7 +260,7 @@ def make_file(path: Path, binding: Binding) -> None:
     check_folder(path.parent)
     with (
         sqlite_errors_reported(path.parent),
-        closing(_connect(path, create=True, writable=True, patience_s=BUSY_TIMEOUT_S)) as db,
+        closing(_connect(path, create=True, writable=True, timeout_s=BUSY_TIMEOUT_S)) as db,
     ):
         create_schema(path, db, binding)
 
@@ -301,7 +301,7 @@ class _Opened:
     copied: bool = False  # whether it is a migrated copy in memory
 
 
-def _open(path: Path, binding: Binding | None, patience_s: float, *, older: OlderSchema = "either") -> _Opened:
+def _open(path: Path, binding: Binding | None, timeout_s: float, *, older: OlderSchema = "either") -> _Opened:
     """Open a gallery; with a `binding`, a blank or missing one becomes a gallery with it.
 
     A gallery of an older schema is migrated; if it cannot be written, a copy in memory is. Raises GalleryError, and
@@ -309,7 +309,7 @@ def _open(path: Path, binding: Binding | None, patience_s: float, *, older: Olde
     """
     identity, written = _identity(path), _file_stamp(path)
     writable = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
-    db = _connect(path, create=binding is not None, writable=writable, patience_s=patience_s)
+    db = _connect(path, create=binding is not None, writable=writable, timeout_s=timeout_s)
     try:
         _set_pragmas(db)
         if prepare(path, db, binding) or _try_migrate(path, db, older, writable):
@@ -365,7 +365,7 @@ def _set_pragmas(db: sqlite3.Connection) -> None:
         db.execute(f"PRAGMA {pragma}")
 
 
-def _connect(path: Path, *, create: bool, writable: bool, patience_s: float) -> sqlite3.Connection:
+def _connect(path: Path, *, create: bool, writable: bool, timeout_s: float) -> sqlite3.Connection:
     if create and writable:
         # SQLite refuses, and reports, what this call refuses; an existing file is not changed
         with suppress(OSError):
@@ -375,6 +375,6 @@ def _connect(path: Path, *, create: bool, writable: bool, patience_s: float) -> 
         f"{path.absolute().as_uri()}?mode={mode}",
         uri=True,
         isolation_level=None,
-        timeout=patience_s,
+        timeout=timeout_s,
         check_same_thread=False,
     )

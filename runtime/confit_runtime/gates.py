@@ -76,19 +76,19 @@ class SpeechGate:
         if not is_number(threshold) or not 0 < threshold < 1:
             raise UsageError(f"the speech gate's threshold must be between 0 and 1; it is {threshold!r}")
         self.sample_rate, self.threshold = sample_rate, threshold
-        self._vad = _silero()
+        self._detector = _silero()
         self.reset()
 
     def reset(self) -> None:
-        self._vad.reset()
-        self._held = np.zeros(0, np.float32)
+        self._detector.reset()
+        self._buffer = np.zeros(0, np.float32)
 
     def hears(self, hop: Pcm) -> bool:
-        self._held = np.concatenate([self._held, hop])
-        whole = len(self._held) // _CHUNK * _CHUNK
-        chunks, self._held = self._held[:whole].reshape(-1, _CHUNK), self._held[whole:]
+        self._buffer = np.concatenate([self._buffer, hop])
+        whole = len(self._buffer) // _CHUNK * _CHUNK
+        chunks, self._buffer = self._buffer[:whole].reshape(-1, _CHUNK), self._buffer[whole:]
         # score every chunk, even after a first hit: the detector carries state
-        return max((self._vad.process_samples(chunk.tolist()) for chunk in chunks), default=0.0) >= self.threshold
+        return max((self._detector.process_samples(chunk.tolist()) for chunk in chunks), default=0.0) >= self.threshold
 
 
 def check_gate(gate: Gate, sample_rate: int) -> None:

@@ -65,9 +65,9 @@ def read_labelled(source: Path) -> list[LabelledRecording]:
         _check_unshared_label_files(found)
         if not any(recording.sounds for recording in found):
             tables = sorted(source.glob("*.csv")) if source.is_dir() else []
-            cure = f"; to use a CSV, pass the file itself: {tables[0]}" if tables else ""
+            hint = f"; to use a CSV, pass the file itself: {tables[0]}" if tables else ""
             raise UsageError(
-                f"{source}: no label files found (name.txt next to name.wav, as Audacity exports them){cure}"
+                f"{source}: no label files found (name.txt next to name.wav, as Audacity exports them){hint}"
             )
         if bare := [recording.path for recording in found if not _audacity_label_file(recording.path).is_file()]:
             log.warning(
@@ -90,14 +90,14 @@ def _read_csv(source: Path) -> list[LabelledRecording]:
     header = [cell.strip() for cell in next(rows, [])]
     columns = (*COLUMNS[:-1], LABELS_COLUMN) if LABELS_COLUMN in header and COLUMNS[-1] not in header else COLUMNS
     if missing := [name for name in columns if name not in header]:
-        cure = (
+        hint = (
             "; columns must be separated by commas"
             if len(header) == 1 and any(mark in header[0] for mark in ";\t")
             else ""
         )
         raise UsageError(
             f"{source}: has no column {missing[0]} (needed: {', '.join(COLUMNS)}; found:"
-            f" {', '.join(header) or 'none'}){cure}"
+            f" {', '.join(header) or 'none'}){hint}"
         )
     at = [header.index(name) for name in columns]
     group_at = header.index(GROUP_COLUMN) if GROUP_COLUMN in header else None
@@ -109,7 +109,7 @@ def _read_csv(source: Path) -> list[LabelledRecording]:
         if len(cells) > len(header):
             raise LabelError(f"{where}: has {len(cells)} cells, but the header has {len(header)}")
         cells += [""] * (len(header) - len(cells))  # for a recording without sounds, spreadsheets write only the path
-        name, start, end, label = (cells[place].strip() for place in at)
+        name, start, end, label = (cells[index].strip() for index in at)
         if not name:
             raise LabelError(f"{where}: path is empty")
         path = source.parent / name

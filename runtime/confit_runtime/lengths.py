@@ -80,12 +80,12 @@ def _frames() -> dict[bytes, tuple[int, float, int]]:
     found = {}
     for bits, version in _VERSIONS.items():
         half = 1 if version == 1 else 2
-        for place, kilobits in enumerate(_KILOBITS[half], start=1):
+        for index, kilobits in enumerate(_KILOBITS[half], start=1):
             for column, rate in enumerate(_RATES[version]):
                 for low in range(4):  # the padding bit, and a bit for private use
                     size = 144_000 * kilobits // half // rate + low // 2
                     for checked in (0, 1):
-                        header = bytes([0xFF, 0xE2 | bits << 3 | checked, place << 4 | column << 2 | low])
+                        header = bytes([0xFF, 0xE2 | bits << 3 | checked, index << 4 | column << 2 | low])
                         found[header] = size, 1152 / half / rate, rate
     return found
 

@@ -22,8 +22,8 @@ class LevelMonitor:
 
     def __init__(self, name: str) -> None:
         self._name, self._silent, self._clipped = name, False, False
-        self._patience_s = SILENT_S
-        self._silent_s = self._spell_s = 0.0
+        self._silence_limit_s = SILENT_S
+        self._silent_s = self._period_s = 0.0
         self._clipping = Clipping()
 
     def hear(self, channels: Pcm, rate: int) -> Notice | None:
@@ -33,21 +33,21 @@ class LevelMonitor:
         if self._silent:
             self._silent = not any_sound
             return Notice("fine", f"{self._name}: has sound again") if any_sound else None
-        self._spell_s += seconds
+        self._period_s += seconds
         self._clipping.hear(channels)
-        if self._silent_s >= self._patience_s:
-            self._silent, self._clipped, self._spell_s, self._clipping = True, False, 0.0, Clipping()
-            self._patience_s = min(2 * self._patience_s, MAX_SILENT_S)
+        if self._silent_s >= self._silence_limit_s:
+            self._silent, self._clipped, self._period_s, self._clipping = True, False, 0.0, Clipping()
+            self._silence_limit_s = min(2 * self._silence_limit_s, MAX_SILENT_S)
             return Notice(
                 "silent",
                 f"{self._name}: nothing but digital silence for {self._silent_s:.0f} s: it is muted, or this is the"
                 " wrong source",
             )
-        return self._judge_spell(rate) if self._spell_s >= PERIOD_S else None
+        return self._judge_period(rate) if self._period_s >= PERIOD_S else None
 
-    def _judge_spell(self, rate: int) -> Notice | None:
-        clipped_s, spell_s, before = self._clipping.spread / rate, self._spell_s, self._clipped
-        self._spell_s, self._clipping = 0.0, Clipping()
+    def _judge_period(self, rate: int) -> Notice | None:
+        clipped_s, spell_s, before = self._clipping.spread / rate, self._period_s, self._clipped
+        self._period_s, self._clipping = 0.0, Clipping()
         self._clipped = clipped_s >= CLIPPED_SHARE * spell_s
         if self._clipped and not before:
             return Notice(

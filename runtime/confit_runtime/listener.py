@@ -105,7 +105,7 @@ class Listener:
         check_distinct_names(stream.model for stream in streams)
         self.streams, self.name, self.rate, self.taps = streams, name, check_rate(rate), taps
         self.samples = self.dropped_samples = 0
-        self._came = time.time(), 0  # when the last chunk arrived, and the sample at which it ended
+        self._last_arrival = time.time(), 0  # when the last chunk arrived, and the sample at which it ended
         self._lead = _Lead()
         self.withheld: Counter[tuple[str, str]] = Counter()
         # for streams with `ends`: detections reported that are not over yet
@@ -113,7 +113,7 @@ class Listener:
         self._end = None if seconds is None else round(check_duration(seconds, "the seconds to listen") * self.rate)
         self.live = True  # the sound is live and does not wait for a slow listener
         self._pace, self._loudness, self._cancellation = _Pace(), LevelMonitor(name), CancellationMonitor(name)
-        self._begun = False
+        self._started = False
         self._gap: Gap | None = None  # not reported yet
         self._claim()
         try:
@@ -163,7 +163,7 @@ class Listener:
         """
         if not self.live or self._lead.grows:
             return None
-        came, came_at = self._came
+        came, came_at = self._last_arrival
         return came - (came_at - sample) / self.rate
 
     def follow(self, source: InputSource) -> Iterator[Detection | Ended | Gap | Notice]:
@@ -175,7 +175,7 @@ class Listener:
         for stream in self.streams:
             stream.live = source.live
         try:
-            yield from self._followed(iter(source))
+            yield from self._follow_items(iter(source))
         finally:
             self.close()
 
@@ -193,7 +193,7 @@ class Listener:
 
         return follow_events(self, source)
 
-    def _followed(self, items: Iterator[Item]) -> Iterator[Detection | Ended | Gap | Notice]:
+    def _follow_items(self, items: Iterator[Item]) -> Iterator[Detection | Ended | Gap | Notice]:
         failed: Exception | None = None
         while not (failed or self.full):
             try:
@@ -216,9 +216,9 @@ class Listener:
         listener's.
         """
         self._claim()
-        if not self._begun:
-            self._begun = True
-            yield from self._narrow()
+        if not self._started:
+            self._started = True
+            yield from self._bandwidth_notices()
         if not isinstance(item, Gap | Notice | Pause):
             item = self._sound(check_chunk(item))
         if isinstance(item, Notice):
@@ -227,17 +227,17 @@ class Listener:
             yield from self._skip(item)
         elif isinstance(item, Pause):
             for stream in self.streams:
-                yield from self._judge(stream, stream.pause())
+                yield from self._apply_taps(stream, stream.pause())
         else:
-            yield from self._told()
+            yield from self._flush_gap()
             yield from self._hear(*item, channels_of(item))
 
     def finish(self) -> Iterator[Detection | Ended | Gap]:
         """Yield what was still pending when the source ended; then release the streams for other listeners."""
         self._claim()
-        yield from self._told()
+        yield from self._flush_gap()
         for stream in self.streams:
-            yield from self._judge(stream, stream.finish())
+            yield from self._apply_taps(stream, stream.finish())
         self.close()
 
     def _sound(self, given: InputChunk) -> Chunk | Gap:
@@ -255,10 +255,10 @@ class Listener:
         if self._end is not None:
             pcm = pcm[: max(0, self._end - self.samples)]  # a gap may have gone past the end
         self._advance(len(pcm))
-        self._came = time.time(), self.samples
-        most = max(1, round(MAX_CHUNK_S * rate))
-        for at in range(0, len(pcm), most):
-            part, side_by_side = pcm[at : at + most], channels[at : at + most][: len(pcm) - at]
+        self._last_arrival = time.time(), self.samples
+        max_samples = max(1, round(MAX_CHUNK_S * rate))
+        for at in range(0, len(pcm), max_samples):
+            part, side_by_side = pcm[at : at + max_samples], channels[at : at + max_samples][: len(pcm) - at]
             part.setflags(write=False)  # read-only view: the array may be the caller's own
             began = time.perf_counter()
             for tap in self.taps:
@@ -266,15 +266,15 @@ class Listener:
             spent = time.perf_counter() - began
             for stream in self.streams:
                 began = time.perf_counter()
-                found = list(self._judge(stream, stream.accept(part, rate)))
+                found = list(self._apply_taps(stream, stream.accept(part, rate)))
                 spent += time.perf_counter() - began
                 yield from found
             if (notice := self._cancellation.hear(side_by_side, rate)) is not None:
                 yield notice
             if not self.live:
                 continue
-            if self._pace.slow(len(part) / rate, spent):
-                yield self._behind()
+            if self._pace.is_slow(len(part) / rate, spent):
+                yield self._overload_notice()
             if (notice := self._loudness.hear(side_by_side, rate)) is not None:
                 yield notice
 
@@ -282,7 +282,7 @@ class Listener:
         self.samples += samples
         self._lead.advance(self.samples / self.rate, boottime())
 
-    def _narrow(self) -> Iterator[Notice]:
+    def _bandwidth_notices(self) -> Iterator[Notice]:
         models: dict[float, list[str]] = defaultdict(list)  # by the highest frequency they hear
         for stream in self.streams:
             models[stream.model.contract.highest_hz].append(stream.model.name)
@@ -290,7 +290,7 @@ class Listener:
             if (text := bandwidth_warning(self.name, self.rate, ", ".join(names), highest_hz)) is not None:
                 yield Notice("narrow", text, tuple(names))
 
-    def _behind(self) -> Notice:
+    def _overload_notice(self) -> Notice:
         models = ", ".join(stream.model.name for stream in self.streams)
         return Notice(
             "behind",
@@ -301,7 +301,7 @@ class Listener:
 
     def _skip(self, gap: Gap) -> Iterator[Detection | Ended | Gap]:
         if self._gap is not None and self._gap.reason != gap.reason:
-            yield from self._told()
+            yield from self._flush_gap()
         samples = check_count(gap.samples, "the samples of a gap", 0)
         self._gap = Gap(samples + (self._gap.samples if self._gap else 0), gap.reason)
         self._advance(samples)
@@ -312,15 +312,15 @@ class Listener:
             for tap in self.taps:
                 tap.skip(part)
             for stream in self.streams:
-                yield from self._judge(stream, stream.skip(part))
+                yield from self._apply_taps(stream, stream.skip(part))
 
-    def _told(self) -> Iterator[Gap]:
+    def _flush_gap(self) -> Iterator[Gap]:
         """Yield the gap that has not been reported yet, if any."""
         if self._gap is not None:
             gap, self._gap = self._gap, None
             yield gap
 
-    def _judge(self, stream: Stream, detections: list[Detection]) -> Iterator[Detection | Ended]:
+    def _apply_taps(self, stream: Stream, detections: list[Detection]) -> Iterator[Detection | Ended]:
         for detection in stream.take_events() if stream.ends else detections:
             which = (detection.model, detection.enrolled, detection.label, detection.start_sample)
             if isinstance(detection, Ended):
@@ -380,7 +380,7 @@ class _Pace:
     def _begin(self) -> None:
         self._sound = self._spent = self._slowest = 0.0
 
-    def slow(self, sound: float, spent: float) -> bool:
+    def is_slow(self, sound: float, spent: float) -> bool:
         """Whether to issue a notice now, after `sound` more seconds that took `spent` seconds."""
         self._since += sound
         self._sound += sound

@@ -70,7 +70,7 @@ class Levels:
     threshold: float = DEFAULT_THRESHOLD
     margin: float = DEFAULT_MARGIN
     genuine: float | None = None
-    own: Mapping[str, float] = field(default_factory=dict)
+    per_name: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -89,7 +89,7 @@ class Levels:
         levels = {key: found[key] for key in ("threshold", "margin", "genuine") if key in found}
         if threshold is not None:
             levels = {**levels, "threshold": threshold, "genuine": None}
-        return cls(**{**levels, **({} if margin is None else {"margin": margin})}, own=own or {})
+        return cls(**{**levels, **({} if margin is None else {"margin": margin})}, per_name=own or {})
 
 
 class Matcher:
@@ -128,17 +128,17 @@ class Matcher:
         self._prints, self._cohort = np.ascontiguousarray(prints), l2_normalise(cohort)
         self._owners = np.asarray(owners, np.int64)
         self._search = search or ExactSearch(self._prints)
-        places = np.arange(len(self.names) + 1)
-        self._starts = np.searchsorted(self._owners, places)
+        indices = np.arange(len(self.names) + 1)
+        self._starts = np.searchsorted(self._owners, indices)
         self._enrolled = int(np.count_nonzero(np.diff(self._starts)))
         self._vetoes = np.zeros((0, prints.shape[1]), np.float32) if vetoes is None else np.ascontiguousarray(vetoes)
-        self._veto_starts = np.searchsorted(np.asarray(vetoed, np.int64), places)
+        self._veto_starts = np.searchsorted(np.asarray(vetoed, np.int64), indices)
         self._shifts: dict[int, float] = {}  # of thresholds, computed when a name is asked for
 
     @property
     def enrolled(self) -> list[str]:
         """The names that can be matched: those with prints that are not negative."""
-        return [self.names[place] for place in np.flatnonzero(np.diff(self._starts))]
+        return [self.names[index] for index in np.flatnonzero(np.diff(self._starts))]
 
     @property
     def search(self) -> Search:
@@ -196,8 +196,8 @@ class Matcher:
     def _answer(
         self, query: Floats, best: tuple[float, int], second: tuple[float, int] | None, least_margin: float
     ) -> Match:
-        score, place = best
-        name, threshold = self.names[place], self._threshold(place)
+        score, index = best
+        name, threshold = self.names[index], self._threshold(index)
         runner_up = runner_up_score = margin = None
         if second is not None:
             runner_up, runner_up_score = self.names[second[1]], second[0]
@@ -212,10 +212,10 @@ class Matcher:
         self, query: Floats, best: tuple[float, int], threshold: float, margin: float | None, least_margin: float
     ) -> Reason | None:
         """The rule that makes the answer unknown, if any."""
-        score, place = best
+        score, index = best
         if not score >= threshold:
             return "too low"
-        if self._nearest_veto(place, query) >= score - ROUNDING_TOLERANCE:
+        if self._nearest_veto(index, query) >= score - ROUNDING_TOLERANCE:
             return "negative"
         if self._nearest_cohort(query) >= score:
             return "stranger"
@@ -225,10 +225,10 @@ class Matcher:
 
     def _ranking(self, query: Floats) -> list[tuple[float, int]]:
         """The two best scores, with the indices of their names."""
-        ranking = sorted(((self._score(place, query), -place) for place in self._near(query)), reverse=True)
-        return [(score, -place) for score, place in ranking[:2]]
+        ranking = sorted(((self._score(index, query), -index) for index in self._candidate_names(query)), reverse=True)
+        return [(score, -index) for score, index in ranking[:2]]
 
-    def _near(self, query: Floats) -> list[int]:
+    def _candidate_names(self, query: Floats) -> list[int]:
         """The indices of the names that own the nearest prints.
 
         At least two, if there are two, because the margin needs the next name.
@@ -237,15 +237,15 @@ class Matcher:
         while True:
             owners = np.unique(self._owners[self._search.nearest(query, count)])
             if len(owners) >= min(2, self._enrolled) or count >= len(self._prints):
-                return [int(place) for place in owners]
+                return [int(index) for index in owners]
             count *= 4
 
     def _score(self, place: int, query: Floats) -> float:
         return print_score(self._prints[self._starts[place] : self._starts[place + 1]], query)
 
     def _threshold(self, place: int) -> float:
-        if self.names[place] in self.levels.own:
-            return self.levels.own[self.names[place]]
+        if self.names[place] in self.levels.per_name:
+            return self.levels.per_name[self.names[place]]
         if place not in self._shifts:
             self._shifts[place] = self._shift(
                 self._prints[self._starts[place] : self._starts[place + 1]][-NEWEST_PRINTS:]

@@ -82,7 +82,7 @@ class Binding:
     model: str
     kind: str
 
-    def compares(self, other: Binding) -> bool:
+    def is_comparable_to(self, other: Binding) -> bool:
         """Whether prints of both can be compared: they are of one embedding."""
         return (self.embedding_id, self.dim) == (other.embedding_id, other.dim)
 

@@ -113,13 +113,15 @@ def _find(model: str | Path, path: Path) -> Path:
     return shipped_model(str(model))
 
 
-def check_labels(model: str, labels: Sequence[str], so: str) -> None:
+def check_labels(model: str, labels: Sequence[str], consequence: str) -> None:
     """Raise UsageError if a model, such as one for voices, has none of the `labels` that a task needs.
 
-    `so` says what is missing without them, such as "nothing to classify".
+    `consequence` says what is missing without them, such as "nothing to classify".
     """
     if not labels:
-        raise UsageError(f"{model}: has no label that can fire, and thus {so}: use it with `enroll` and `identify`")
+        raise UsageError(
+            f"{model}: has no label that can fire, and thus {consequence}: use it with `enroll` and `identify`"
+        )
 
 
 def _check_signature(contract: Contract, session: Any) -> None:
@@ -189,14 +191,14 @@ class Model:
         return self.contract.name
 
     @cached_property
-    def one_window_a_call(self) -> bool:
+    def one_window_per_call(self) -> bool:
         """Whether the graph takes one window per call, as it does when int8 scales are computed from each window."""
         return bool(next(entry for entry in self._session.get_inputs() if entry.name == "pcm").shape[0] == 1)
 
     @cached_property
     def cohort(self) -> Floats:
         """Embeddings `[n, dim]` of sounds that are not enrolled: open-set scores are measured against them."""
-        return self._held("cohort")
+        return self._stored_embeddings("cohort")
 
     @cached_property
     def quiet(self) -> Floats:
@@ -205,7 +207,7 @@ class Model:
         They join the cohort when sounds are enrolled: no training set covers every kind of silence, and whatever is
         nearer to a quiet room than to any print is not an enrolled sound.
         """
-        return self._held("quiet")
+        return self._stored_embeddings("quiet")
 
     @cached_property
     def plain(self) -> Floats:
@@ -216,7 +218,7 @@ class Model:
         rate = self.contract.sample_rate
         return _read_only(np.stack([self.embed(sound, rate) for sound in common_sounds(self.contract.window, rate)]))
 
-    def _held(self, output: str) -> Floats:
+    def _stored_embeddings(self, output: str) -> Floats:
         """Embeddings `[n, dim]` that the file stores as an output of its graph; empty if there is no such output."""
         if output not in {entry.name for entry in self._session.get_outputs()}:
             return _read_only(np.zeros((0, self.contract.embedding_dim), np.float32))
@@ -239,7 +241,7 @@ class Model:
         Checks nothing, and passes on what onnxruntime raises. Use `rows`, `stream` or `batch` for untrusted sound.
         """
         names = ["scores", "embedding", *(f"{name}_out" for name in state)]
-        if self.one_window_a_call and len(pcm) > 1:
+        if self.one_window_per_call and len(pcm) > 1:
             each = [self._session.run(names, {"pcm": window[None]}) for window in pcm]
             scores, embedding = (np.concatenate(arrays) for arrays in zip(*each, strict=True))
             return scores, embedding, {}

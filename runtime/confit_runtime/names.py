@@ -54,14 +54,14 @@ def format_known_names(label: str, known: Sequence[str]) -> str:
     return format_list(known)
 
 
-def _close_matches(label: str, known: Sequence[str], most: int) -> list[str]:
+def _close_matches(label: str, known: Sequence[str], maximum: int) -> list[str]:
     from difflib import get_close_matches
 
     written: dict[str, list[str]] = {}  # by lower-case spelling: the known names, which may differ only in case
     for name in known:
         written.setdefault(name.lower(), []).append(name)
-    near = get_close_matches(label.lower(), written, most, SIMILARITY_CUTOFF)
-    return [name for lower in near for name in written[lower]][:most]
+    near = get_close_matches(label.lower(), written, maximum, SIMILARITY_CUTOFF)
+    return [name for lower in near for name in written[lower]][:maximum]
 
 
 def clean_name(name: str) -> str:

@@ -183,10 +183,10 @@ def read_prints(path: Path, db: sqlite3.Connection, dim: int, *, negative: bool)
 def owner_indices(path: Path, names: Sequence[int], owners: Indices) -> Indices:
     """The indices of the prints' names among `names`, ascending ids. Raises GalleryError for a print without a name."""
     ids = np.array(names, np.int64)
-    places = np.searchsorted(ids, owners)
-    if len(owners) and (not len(ids) or (ids[np.minimum(places, len(ids) - 1)] != owners).any()):
+    indices = np.searchsorted(ids, owners)
+    if len(owners) and (not len(ids) or (ids[np.minimum(indices, len(ids) - 1)] != owners).any()):
         raise damaged_error(path)
-    return places
+    return indices
 
 
 def read_counts(path: Path, db: sqlite3.Connection, name: str | None = None) -> dict[str, PrintCounts]:
@@ -234,9 +234,9 @@ def contains_prints(ids: Indices, prints: Floats, some: Indices, those: Floats) 
 
 def new_print_indices(blobs: Sequence[bytes], known: Collection[bytes]) -> list[int]:
     """The indices of the prints that are neither in `known` nor a copy of an earlier one."""
-    seen, places = set(known), []
+    seen, indices = set(known), []
     for at, blob in enumerate(blobs):
         if blob not in seen:
             seen.add(blob)
-            places.append(at)
-    return places
+            indices.append(at)
+    return indices

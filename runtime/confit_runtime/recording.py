@@ -38,12 +38,12 @@ def record_clip(
     countdown_s: float = 0.0,
     quiet: bool = False,
     show: Show | None = None,
-    tell: Tell | None = None,
+    notify: Tell | None = None,
 ) -> Take:
     """Record `seconds` from a live source, inside its `with` block, after a countdown of `countdown_s`.
 
     Sound from the countdown and from the source's queue is discarded: the clip begins when the countdown ends. If the
-    source goes away, it is waited for, and the countdown starts again. `show` is called with each chunk, and `tell`
+    source goes away, it is waited for, and the countdown starts again. `show` is called with each chunk, and `notify`
     with the text of each notice. A clip softer than speech is a fault, unless it is meant to be `quiet`.
 
     Raises UsageError if the source is not live or a number of seconds is invalid, and DeviceError if the source ends
@@ -57,8 +57,8 @@ def record_clip(
     channels = ChannelCheck()
     for item in source:
         if isinstance(item, Notice):
-            if tell is not None:
-                tell(item.text)
+            if notify is not None:
+                notify(item.text)
             begin = math.inf if item.state == "away" else time.monotonic() + countdown_s
             parts, taken, lost, channels = [np.zeros(0, np.float32)], 0, 0, ChannelCheck()
             continue

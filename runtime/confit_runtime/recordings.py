@@ -49,42 +49,42 @@ class RowCache:
     """Score rows by model and content of the sound file: `heard/MODEL/FILE.npy` under a folder."""
 
     folder: Path
-    _told: bool = field(default=False, init=False, repr=False)
+    _warned: bool = field(default=False, init=False, repr=False)
 
     @classmethod
     def default(cls) -> RowCache:
         """The cache in `default_cache()`."""
         return cls(default_cache() / "heard")
 
-    def rows(self, model: Model, path: Path, tell: Callable[[float], None]) -> tuple[Floats, float]:
+    def rows(self, model: Model, path: Path, progress: Callable[[float], None]) -> tuple[Floats, float]:
         """`stream_rows` of a file, and its seconds, from the cache if available. Raises what `stream_rows` does."""
         kept = self.folder / model.digest[:32] / f"{_digest(path)[:32]}.npy"
         rows = _NO_ROWS
-        with self._going_on():
+        with self._tolerate_errors():
             rows = _load_rows(kept)
         if rows.ndim == 2 and rows.shape[1] == len(model.labels) and rows.dtype == np.float32:
             seconds = sound_seconds(path)
-            tell(seconds)
+            progress(seconds)
             return rows, seconds
-        with self._going_on():  # report before scoring an hour that the result cannot be kept
+        with self._tolerate_errors():  # report before scoring an hour that the result cannot be kept
             kept.parent.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=kept.parent).close()
-        rows, seconds = stream_rows(model, path, tell)
+        rows, seconds = stream_rows(model, path, progress)
         data = io.BytesIO()
         np.save(data, rows, allow_pickle=False)
-        with self._going_on():
+        with self._tolerate_errors():
             write_atomic(kept, data.getvalue())
         return rows, seconds
 
     @contextmanager
-    def _going_on(self) -> Iterator[None]:
+    def _tolerate_errors(self) -> Iterator[None]:
         """Continue if the cache cannot be used, for example on a full disk, and warn once: its rows can be computed again."""
         try:
             yield
         except OSError as error:
-            if not self._told:
+            if not self._warned:
                 log.warning("%s: scored rows cannot be kept (%s); set CONFIT_EDGE_CACHE", self.folder, error.strerror)
-            self._told = True
+            self._warned = True
 
 
 def _load_rows(kept: Path) -> Floats:
@@ -97,9 +97,9 @@ def _load_rows(kept: Path) -> Floats:
 
 
 def score_recordings(
-    model: Model, paths: Sequence[Path], cache: RowCache, tell: Callable[[str, float, float], None]
+    model: Model, paths: Sequence[Path], cache: RowCache, progress: Callable[[str, float, float], None]
 ) -> list[Recording]:
-    """The recordings in sound files. `tell(name, seconds done, seconds in all)` is called during the work.
+    """The recordings in sound files. `progress(name, seconds done, seconds in all)` is called during the work.
 
     Short files in one folder are one recording, because they were probably made together; a long one counts as
     several. Scored rows go into the cache at once, so that a killed process loses no hour. Raises UsageError,
@@ -112,7 +112,7 @@ def score_recordings(
     found: list[Recording] = []
     for path, length in lengths.items():
         with clip_errors(path):
-            rows, seconds = cache.rows(model, path, partial(_report_total, tell, path.name, done, whole))
+            rows, seconds = cache.rows(model, path, partial(_report_total, progress, path.name, done, whole))
         done += length
         if seconds < MIN_UNIT_S:
             together.setdefault(str(path.parent), []).append((path, rows, seconds))
@@ -120,9 +120,9 @@ def score_recordings(
             found += _split(str(path), rows, seconds)
     for folder, parts in together.items():
         files, pieces, lengths_s = zip(*parts, strict=True)
-        places = [(str(path), 0.0) for path in files]
+        locations = [(str(path), 0.0) for path in files]
         found.append(
-            Recording(f"{folder} ({format_count(len(parts), 'short file')})", list(pieces), sum(lengths_s), places)
+            Recording(f"{folder} ({format_count(len(parts), 'short file')})", list(pieces), sum(lengths_s), locations)
         )
     return found
 
@@ -142,11 +142,13 @@ def check_duplicate_recordings(paths: Sequence[Path]) -> None:
             first[digest] = path
 
 
-def stream_rows(model: Model, path: Path, tell: Callable[[float], None] = lambda seconds: None) -> tuple[Floats, float]:
+def stream_rows(
+    model: Model, path: Path, progress: Callable[[float], None] = lambda seconds: None
+) -> tuple[Floats, float]:
     """Score rows `[hops, classes]` of a sound file of any length as `listen` hears it, and its seconds.
 
     Silence is added before and after it, so that all of it is scored, and as often as any sound on a device: the file
-    counts for exactly its length. `tell(seconds)` is called during the work. Raises UsageError and AudioError; also
+    counts for exactly its length. `progress(seconds)` is called during the work. Raises UsageError and AudioError; also
     for digital silence, because only a muted microphone gives that, which proves nothing.
     """
     with open_sound(path) as sound:
@@ -159,7 +161,7 @@ def stream_rows(model: Model, path: Path, tell: Callable[[float], None] = lambda
             check_samples(block, path)
             samples, sounds = samples + len(block), sounds or bool(block.any())
             parts += maker.push(resampler.push(block))
-            tell(samples / rate)
+            progress(samples / rate)
         parts += maker.push(np.concatenate([resampler.finish(), after]), last=True)
     if samples == 0:
         raise AudioError(f"{path}: holds no samples")
@@ -185,9 +187,9 @@ def _silence_padding(model: Model) -> tuple[Pcm, Pcm]:
 
 
 def _report_total(
-    tell: Callable[[str, float, float], None], name: str, before: float, whole: float, seconds: float
+    progress: Callable[[str, float, float], None], name: str, before: float, whole: float, seconds: float
 ) -> None:
-    tell(name, before + seconds, whole)
+    progress(name, before + seconds, whole)
 
 
 def _split(name: str, rows: Floats, seconds: float) -> list[Recording]:

@@ -33,26 +33,28 @@ class ReloadingMatcher:
     """
 
     def __init__(
-        self, file: GalleryFile, model: Model, levels: Levels, admit: Callable[[sqlite3.Connection], Binding]
+        self, file: GalleryFile, model: Model, levels: Levels, read_binding: Callable[[sqlite3.Connection], Binding]
     ) -> None:
-        """`admit` returns what the prints are of, and raises GalleryModelError if that is not `model`."""
-        self._file, self._model, self._levels, self._admit = file, model, levels, admit
+        """`read_binding` returns what the prints are of, and raises GalleryModelError if that is not `model`."""
+        self._file, self._model, self._levels, self._read_binding = file, model, levels, read_binding
         self._matcher: Matcher | None = None
         self._read_names: dict[int, str] = {}  # by id: the names that the matcher was made of
-        self._held: tuple[StoredPrints, StoredPrints] | None = (
+        self._stored: tuple[StoredPrints, StoredPrints] | None = (
             None  # the names' prints and the negative ones that it was made of
         )
-        self._searched: Search | None = None  # the search of the former
-        self._seen: FileVersion | None = None  # the state of the file when it was read; None: it has changed since
-        self._unread = False  # another file is at the path and was not read yet
-        self._gone = False  # there is no file at the path
-        self._told = ""  # the last message in the log
+        self._last_search: Search | None = None  # the search of the former
+        self._seen_version: FileVersion | None = (
+            None  # the state of the file when it was read; None: it has changed since
+        )
+        self._reload_pending = False  # another file is at the path and was not read yet
+        self._missing = False  # there is no file at the path
+        self._last_warning = ""  # the last message in the log
 
-    def outdate(self) -> None:
+    def invalidate(self) -> None:
         """Record that this process changed the gallery."""
-        self._seen = None
+        self._seen_version = None
 
-    def newest(self) -> Matcher:
+    def current(self) -> Matcher:
         """The matcher: the same object for as long as nothing changes; without names if the file is gone.
 
         Raises GalleryError.
@@ -60,76 +62,76 @@ class ReloadingMatcher:
         matcher, lock = self._matcher, self._file.lock
         if lock.acquire(timeout=-1 if matcher is None else LISTENING_TIMEOUT_S):
             try:
-                matcher = self._first() if self._matcher is None else self._next(self._matcher)
+                matcher = self._load_first() if self._matcher is None else self._refresh(self._matcher)
             finally:
                 lock.release()
         assert matcher is not None  # without a matcher, the lock was waited for
         return matcher
 
-    def _first(self) -> Matcher:
+    def _load_first(self) -> Matcher:
         with self._file.moment() as db:
-            look = self._file.look(db)  # before reading: anything written over it meanwhile is noticed next time
-            self._matcher, self._seen = self._load(db), look
+            look = self._file.version(db)  # before reading: anything written over it meanwhile is noticed next time
+            self._matcher, self._seen_version = self._build_matcher(db), look
         return self._matcher
 
-    def _next(self, matcher: Matcher) -> Matcher:
+    def _refresh(self, matcher: Matcher) -> Matcher:
         """The matcher for the file's current contents if they can be read at once, otherwise `matcher`."""
         self._file.check_open()
         try:
             if path_exists(self._file.path):
-                self._matcher = self._read(matcher)
-            elif not self._gone:
+                self._matcher = self._reload(matcher)
+            elif not self._missing:
                 log.warning("%s: no longer exists, so nobody is enrolled", self._file.path)
-                self._matcher, self._gone, self._unread = self._nobody(), True, True
+                self._matcher, self._missing, self._reload_pending = self._empty_matcher(), True, True
         except GalleryModelError:
             raise
         except GalleryBusyError as error:
-            self._tell(f"{error}; until then its previous names stay in use")
+            self._warn_once(f"{error}; until then its previous names stay in use")
         except GalleryError as error:  # a copy of the file may not be complete yet
-            self._unread = True
-            self._tell(f"{error}; until it can be read, its previous names stay in use")
+            self._reload_pending = True
+            self._warn_once(f"{error}; until it can be read, its previous names stay in use")
         return self._matcher or matcher
 
-    def _read(self, matcher: Matcher) -> Matcher:
+    def _reload(self, matcher: Matcher) -> Matcher:
         """Read the prints of the file at the path; return `matcher` if they are unchanged. Raises GalleryError.
 
         Inside a change by this process, which a reopened file would end, they are those of the file being changed.
         """
         changing = self._file.changing
-        if self._unread or not self._file.stands:
-            self._unread, self._seen = True, None
+        if self._reload_pending or not self._file.is_current:
+            self._reload_pending, self._seen_version = True, None
             if not changing:
                 self._file.reopen(LISTENING_TIMEOUT_S)
-        with self._file.hurried(LISTENING_TIMEOUT_S), self._file.moment() as db:
-            if (look := self._file.look(db)) != self._seen:
-                matcher, self._seen = self._load(db), look
+        with self._file.reading_with_timeout(LISTENING_TIMEOUT_S), self._file.moment() as db:
+            if (look := self._file.version(db)) != self._seen_version:
+                matcher, self._seen_version = self._build_matcher(db), look
         if changing:
             return matcher
-        if self._unread:
+        if self._reload_pending:
             log.warning("%s: was replaced; using the names of the new file", self._file.path)
-        self._unread, self._gone, self._told = False, False, ""
+        self._reload_pending, self._missing, self._last_warning = False, False, ""
         return matcher
 
-    def _tell(self, message: str) -> None:
-        if message != self._told:  # this is called once per second
+    def _warn_once(self, message: str) -> None:
+        if message != self._last_warning:  # this is called once per second
             log.warning("%s", message)
-        self._told = message
+        self._last_warning = message
 
-    def _nobody(self) -> Matcher:
-        self._read_names, self._held, self._searched = {}, None, None
+    def _empty_matcher(self) -> Matcher:
+        self._read_names, self._stored, self._last_search = {}, None, None
         nothing = np.zeros((0, self._model.contract.embedding_dim), np.float32)
         return Matcher([], [], nothing, nothing, levels=self._levels)
 
-    def _load(self, db: sqlite3.Connection) -> Matcher:
+    def _build_matcher(self, db: sqlite3.Connection) -> Matcher:
         """A matcher of all prints; of prints that were read before, only new ones are read.
 
         Raises GalleryError if they are invalid, or by now of another model.
         """
         path = self._file.path
-        binding = self._admit(db)
+        binding = self._read_binding(db)
         names = dict(db.execute("SELECT id, name FROM names ORDER BY id").fetchall())
         known = set(self._read_names.values())
-        told = [name if name in known else self._name(name) for name in names.values()]
+        told = [name if name in known else self._checked_name(name) for name in names.values()]
         own, negative, before = self._prints(db, binding.dim)
         matcher = Matcher(
             told,
@@ -141,19 +143,19 @@ class ReloadingMatcher:
             vetoed=owner_indices(path, list(names), negative.owners),
             vetoes=negative.prints,
         )
-        self._read_names, self._held, self._searched = names, (own, negative), matcher.search
+        self._read_names, self._stored, self._last_search = names, (own, negative), matcher.search
         return matcher
 
     def _prints(self, db: sqlite3.Connection, dim: int) -> tuple[StoredPrints, StoredPrints, Indices]:
         """The names' prints, the negative ones, and the index of each of the former among those read before, or -1."""
         path = self._file.path
-        if self._held is None:
+        if self._stored is None:
             own, negative = (read_prints(path, db, dim, negative=sign) for sign in (False, True))
             return own, negative, np.full(len(own.ids), -1)
         listed = list_prints(path, db, dim)
         (own, before), (negative, _) = (
             refresh_prints(path, db, dim, listed, held, negative=sign)
-            for held, sign in zip(self._held, (False, True), strict=True)
+            for held, sign in zip(self._stored, (False, True), strict=True)
         )
         return own, negative, before
 
@@ -168,11 +170,11 @@ class ReloadingMatcher:
                 return IndexSearch(path, own.ids, own.prints, digest)
         except GalleryError as error:
             log.warning("%s; comparing with every print instead", error)
-        if self._held is None or isinstance(self._searched, IndexSearch | None):
+        if self._stored is None or isinstance(self._last_search, IndexSearch | None):
             return None
-        rows = np.full(len(self._held[0].ids), -1)
+        rows = np.full(len(self._stored[0].ids), -1)
         rows[before[before >= 0]] = np.flatnonzero(before >= 0)
-        return IncrementalSearch.of(self._searched, rows, own.prints)
+        return IncrementalSearch.updated(self._last_search, rows, own.prints)
 
     def _cohort(self, binding: Binding) -> Floats:
         """Embeddings of what is not enrolled: the model's own sounds and, for sounds, quiet rooms."""
@@ -181,7 +183,7 @@ class ReloadingMatcher:
             return cohort
         return np.concatenate([cohort, self._model.quiet])
 
-    def _name(self, name: object) -> str:
+    def _checked_name(self, name: object) -> str:
         """A name to be used in answers. Raises GalleryError for one that cannot be enrolled."""
         path = self._file.path
         with suppress(UsageError):

@@ -31,7 +31,7 @@ class Score:
     @property
     def found(self) -> list[bool]:
         """For each sound, whether it was detected with its own label."""
-        return [place is not None for place in self.found_by]
+        return [index is not None for index in self.found_by]
 
     @property
     def recall(self) -> float:

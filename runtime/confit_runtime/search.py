@@ -62,10 +62,10 @@ class IncrementalSearch:
         self._before, self._rows, self._prints = before, rows, prints
         there = np.zeros(len(prints), bool)
         there[rows[rows >= 0]] = True
-        self._later, self._gone = np.flatnonzero(~there), int(np.count_nonzero(rows < 0))
+        self._added, self._removed = np.flatnonzero(~there), int(np.count_nonzero(rows < 0))
 
     @staticmethod
-    def of(before: Search, rows: Indices, prints: Floats) -> Search:
+    def updated(before: Search, rows: Indices, prints: Floats) -> Search:
         """The search to use: a new one, if many prints were added or removed."""
         if isinstance(before, IncrementalSearch):
             rows = np.append(rows, -1)[before._rows]
@@ -73,13 +73,13 @@ class IncrementalSearch:
         search = IncrementalSearch(before, rows, prints)
         return (
             search
-            if len(search._later) + search._gone <= max(MAX_PENDING_CHANGES, len(prints) // 10)
+            if len(search._added) + search._removed <= max(MAX_PENDING_CHANGES, len(prints) // 10)
             else ExactSearch(prints)
         )
 
     def nearest(self, unit: Floats, count: int) -> Indices:
-        found = self._rows[self._before.nearest(unit, count + self._gone)]
-        rows = np.concatenate([found[found >= 0], self._later])
+        found = self._rows[self._before.nearest(unit, count + self._removed)]
+        rows = np.concatenate([found[found >= 0], self._added])
         return rows[_nearest(self._prints[rows], unit, count)]
 
 
@@ -98,27 +98,27 @@ class IndexSearch:
         """
         self._file = _open(path)
         weakref.finalize(self, os.close, self._file)
-        self._opened = self._written()
+        self._stamp_when_opened = self._stamp()
         self._index = _load_index(path, self._file, digest)
         self._index.expansion_search = effort
         self._order = np.argsort(ids)
         self._ids = ids[self._order]
         inside = self._index.contains(ids.astype(np.uint64)) if len(ids) else np.zeros(0, bool)
-        self._later = np.flatnonzero(~inside)
+        self._added = np.flatnonzero(~inside)
         self._prints = prints
         some = np.flatnonzero(inside)[:: max(1, int(inside.sum()) // SAMPLE_CHECKS)][:SAMPLE_CHECKS]
         if len(self._index) != inside.sum() or not all(self._same(ids[row], prints[row]) for row in some):
             raise _stale_error(path)
 
     def nearest(self, unit: Floats, count: int) -> Indices:
-        if self._written() == self._opened:  # reading a truncated file would crash the process
+        if self._stamp() == self._stamp_when_opened:  # reading a truncated file would crash the process
             found = self._index.search(unit, count * OVERSAMPLING).keys.astype(np.int64)
-            if self._written() == self._opened:  # still unchanged: the result comes from a complete index
-                rows = np.concatenate([self._order[np.searchsorted(self._ids, found)], self._later])
+            if self._stamp() == self._stamp_when_opened:  # still unchanged: the result comes from a complete index
+                rows = np.concatenate([self._order[np.searchsorted(self._ids, found)], self._added])
                 return rows[_nearest(self._prints[rows], unit, count)]
         return _nearest(self._prints, unit, count)
 
-    def _written(self) -> tuple[int, int]:
+    def _stamp(self) -> tuple[int, int]:
         """When the file was last written, in ns, and its size in bytes."""
         stat = os.fstat(self._file)
         return stat.st_mtime_ns, stat.st_size
@@ -146,12 +146,12 @@ def build_index(
     prints: Floats,
     progress: Callable[[int, int], None] | None = None,
     mode: int = PRIVATE_MODE,
-    placing: Callable[[str], AbstractContextManager[object]] = nullcontext,
+    commit_context: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> str:
     """Write an index of `prints [n, dim]`, complete or not at all. Returns the SHA-256 of the file.
 
     Uses all cores; `progress` gets the number of prints that are in the index and the number of all prints. The file
-    is put in place inside `placing(digest)`, which raises if the prints are no longer those of the gallery. Raises
+    is put in place inside `commit_context(digest)`, which raises if the prints are no longer those of the gallery. Raises
     UsageError if usearch is not installed, GalleryError if the file cannot be written.
     """
     usearch = _usearch()
@@ -177,7 +177,7 @@ def build_index(
             temporary.chmod(mode)
             with temporary.open("rb") as file:
                 digest = _digest(file)
-            with placing(digest):
+            with commit_context(digest):
                 temporary.replace(path)
             return digest
     except (OSError, RuntimeError) as error:  # usearch raises RuntimeError

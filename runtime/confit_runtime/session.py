@@ -14,17 +14,17 @@ from confit_runtime.errors import ModelError
 State = dict[str, npt.NDArray[Any]]  # float32, or uint8 in a quantised model: zeros are a valid start for both
 
 
-def open_session(model: bytes | Path, threads: int, *, as_written: bool = False) -> Any:
+def open_session(model: bytes | Path, threads: int, *, unoptimised: bool = False) -> Any:
     """Open an onnxruntime session of a model, given as bytes or a file, on the CPU. Raises ModelError if it cannot run.
 
-    `as_written` runs each node as it is in the file; otherwise nodes are fused and folded.
+    `unoptimised` runs each node as it is in the file; otherwise nodes are fused and folded.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    if as_written:
+    if unoptimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # carry each state on right after its layer ran, not at the end, when the cache holds other data: saves 1 to 2 % of
     # a hop

@@ -52,16 +52,16 @@ class RecentAudio(Tap):
 
     def __init__(self, seconds: float = RECENT_S) -> None:
         self._seconds = seconds
-        self._forget()
+        self._clear()
 
-    def _forget(self) -> None:
-        self._held: deque[Pcm] = deque()  # the first one may be older than requested
-        self._samples = 0  # total in `_held`
+    def _clear(self) -> None:
+        self._chunks: deque[Pcm] = deque()  # the first one may be older than requested
+        self._samples = 0  # total in `_chunks`
         self._end = 0  # the source's sample after the last one held
         self.rate = 0
 
     def begin(self, name: str, rate: int) -> None:
-        self._forget()
+        self._clear()
         self.rate = rate
 
     def hear(self, pcm: Pcm, rate: int) -> None:
@@ -71,16 +71,16 @@ class RecentAudio(Tap):
         self._append(np.zeros(min(samples, round(self._seconds * self.rate)), np.float32), samples)
 
     def _append(self, pcm: Pcm, samples: int | None = None) -> None:
-        self._held.append(pcm.copy())  # the caller may reuse the array it lent
+        self._chunks.append(pcm.copy())  # the caller may reuse the array it lent
         self._samples += len(pcm)
         self._end += len(pcm) if samples is None else samples
-        while self._samples - len(self._held[0]) >= self._seconds * self.rate:
-            self._samples -= len(self._held.popleft())
+        while self._samples - len(self._chunks[0]) >= self._seconds * self.rate:
+            self._samples -= len(self._chunks.popleft())
 
     def between(self, start: int, end: int) -> Pcm:
         """Samples `start..end` of the source, as far as they are kept."""
         most = round(self._seconds * self.rate)
-        held = np.concatenate([np.zeros(0, np.float32), *self._held])[-most:]
+        held = np.concatenate([np.zeros(0, np.float32), *self._chunks])[-most:]
         first = self._end - len(held)
         return held[max(0, start - first) : max(0, end - first)]
 
@@ -111,20 +111,20 @@ class SpeakerTap(RecentAudio):
         super().__init__(lookback_s(models))
         self._model, self._gallery = model, gallery
         self._only = {of: set(map(normalise, names)) for of, names in (only or {}).items()}
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def judge(self, detection: Detection) -> Detection | None:
         speaker = self._speaker(detection)
         only = self._only.get(detection.model)
         if only is not None and speaker not in only:
-            self._tell_where_none_can_be(detection.model, only)
+            self._warn_if_none_enrolled(detection.model, only)
             return None
         return dataclasses.replace(detection, speaker=speaker)
 
-    def _tell_where_none_can_be(self, of: str, only: set[str]) -> None:
+    def _warn_if_none_enrolled(self, of: str, only: set[str]) -> None:
         """Log once if none of the names in `only` is enrolled any more (removed or renamed), so that everything is dropped."""
-        if of not in self._told and not only.intersection(self._gallery.matcher.enrolled):
-            self._told.add(of)
+        if of not in self._warned and not only.intersection(self._gallery.matcher.enrolled):
+            self._warned.add(of)
             names = ", ".join(sorted(only))
             log.warning(
                 "%s: %s is no longer enrolled, so no detections of %s are reported", self._gallery.path, names, of
@@ -180,20 +180,23 @@ class SaveTap(RecentAudio):
     `models`.
     """
 
-    def __init__(self, folder: Path, models: Collection[Model], *, most: int = MAX_TRIGGERS) -> None:
+    def __init__(self, folder: Path, models: Collection[Model], *, max_files: int = MAX_TRIGGERS) -> None:
         """Make the folder if it does not exist.
 
-        Raises OSError if the folder cannot be made or written, UsageError if `most` is not a valid number of files.
+        Raises OSError if the folder cannot be made or written, UsageError if `max_files` is not a valid number of files.
         """
         super().__init__(lookback_s(models))
         self._folder, self._models = folder, {model.name: model for model in models}
-        self._source, self._began, self._count = "", time.strftime("%Y%m%d-%H%M%S"), 0
+        self._source, self._started_at, self._count = "", time.strftime("%Y%m%d-%H%M%S"), 0
         self._failing = False
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-        self._most, self._kept = check_count(most, "the number of triggers to keep", 1), deque(_triggers(folder))
-        self._staying: set[str] = set()  # files that could not be removed; not in `_kept`
+        self._max_files, self._saved = (
+            check_count(max_files, "the number of triggers to keep", 1),
+            deque(_triggers(folder)),
+        )
+        self._undeletable: set[str] = set()  # files that could not be removed; not in `_saved`
 
     def begin(self, name: str, rate: int) -> None:
         super().begin(name, rate)
@@ -215,7 +218,7 @@ class SaveTap(RecentAudio):
             self._failing = True
         else:
             self._failing = False
-            self._kept.append(kept.name)
+            self._saved.append(kept.name)
             with suppress(OSError):  # the next detection tries again
                 self._drop_oldest()
         return detection
@@ -223,20 +226,20 @@ class SaveTap(RecentAudio):
     def _drop_oldest(self) -> None:
         """Look at everything in the folder: other programs may save theirs there, and some files may have been moved away."""
         there = set(filter(_TRIGGER.fullmatch, os.listdir(self._folder)))
-        self._staying &= there
-        if set(self._kept) != there - self._staying:
-            self._kept = deque(name for name in _triggers(self._folder) if name not in self._staying)
-        while len(self._kept) > self._most:
-            self._remove(self._kept.popleft())
+        self._undeletable &= there
+        if set(self._saved) != there - self._undeletable:
+            self._saved = deque(name for name in _triggers(self._folder) if name not in self._undeletable)
+        while len(self._saved) > self._max_files:
+            self._remove(self._saved.popleft())
 
     def _remove(self, name: str) -> None:
         try:
             (self._folder / name).unlink(missing_ok=True)
         except OSError as error:
-            if not self._staying:
-                most = f"so the folder keeps more than {self._most} triggers"
+            if not self._undeletable:
+                most = f"so the folder keeps more than {self._max_files} triggers"
                 log.warning("%s: cannot be removed (%s), %s", self._folder / name, error.strerror, most)
-            self._staying.add(name)
+            self._undeletable.add(name)
 
     def _write(self, label: str, data: bytes) -> Path:
         """Write a new file, named after what fired, when the program began, the source, and the next number that is free."""
@@ -245,7 +248,7 @@ class SaveTap(RecentAudio):
         )
         while True:
             self._count += 1
-            path = self._folder / f"{label}-{self._began}-{source}-{self._count:04}.flac"
+            path = self._folder / f"{label}-{self._started_at}-{source}-{self._count:04}.flac"
             with suppress(FileExistsError):
                 write_new_atomic(path, data, PRIVATE_MODE)
                 return path

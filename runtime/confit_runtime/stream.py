@@ -82,15 +82,15 @@ class Stream:
             _check_gallery(gallery)
             gallery.check(model)
             self._names = NameDetector(model.contract, gallery.matcher, hold)
-        self._look = max(
+        self._check_interval = max(
             1, round(GALLERY_CHECK_S * model.contract.sample_rate / model.contract.hop)
         )  # gallery checks, in hops
-        self._unseen = 0  # hops since the last check
+        self._hops_since_check = 0  # hops since the last check
         self._gate = gate
         # a row depends on the hops of its window, and an event on rows as far back as the detectors remember
         memory = max(detector.memory for detector in (self._detector, self._names) if detector is not None)
-        self._warm = model.contract.window // model.contract.hop - 1  # hops before the first row
-        self._reach = self._warm + memory
+        self._warmup_hops = model.contract.window // model.contract.hop - 1  # hops before the first row
+        self._lookback_hops = self._warmup_hops + memory
         self._muted = False
         self.listener: ref[Listener] | None = None  # the listener that feeds this stream, until it has finished
         self.reset()
@@ -103,22 +103,22 @@ class Stream:
 
         Events that were not taken are discarded.
         """
-        self._events.forget()
-        self._begin_anew()
+        self._events.clear()
+        self._restart()
 
-    def _begin_anew(self) -> None:
+    def _restart(self) -> None:
         self.live = True  # the sound pushed is being recorded in real time
         self._rate: int | None = None
         self._muted_at = time.monotonic()  # since when it is muted, if it is
         self._unheard_s = 0.0  # seconds of muted sound that are still to arrive
         self._idle = False  # nothing has arrived since a pause
         self._origin = 0  # the source sample at which the audio since the last interruption begins
-        self._taken = 0  # source samples taken since then
-        self._leads = self.lead_in  # put silence before the next sound (None: unless it is live)
+        self._source_samples = 0  # source samples taken since then
+        self._needs_lead_in = self.lead_in  # put silence before the next sound (None: unless it is live)
         self._detector.reset()
         if self._names is not None:
             self._names.reset()
-        self._forget()
+        self._reset_audio()
 
     def skip(self, samples: int) -> list[Detection]:
         """Report that the source lost `samples` of its own samples; return the detections that the gap completes.
@@ -132,41 +132,43 @@ class Stream:
         Raises UsageError if `samples` is not a whole number of 0 or more.
         """
         samples = check_count(samples, "the number of samples to skip", 0)
-        if self._rate is not None and (unheard := self._unheard(samples, self._rate)) > 0:
-            self._move_on(unheard)
+        if self._rate is not None and (unheard := self._count_unheard(samples, self._rate)) > 0:
+            self._skip_time(unheard)
             samples -= unheard
         if self._resampler is None:
-            self._move_on(samples)
+            self._skip_time(samples)
             return []
         rate = self._resampler.rate
-        played = min(samples, round(GAP_S * rate) - self._lost)
+        played = min(samples, round(GAP_S * rate) - self._lost_samples)
         if played and self._gate is not None:
-            self._holes.append((self._of_model(self._taken), self._of_model(self._taken + played)))
-        self._taken += played
-        self._lost += played
+            self._lost_spans.append(
+                (self._to_model_samples(self._source_samples), self._to_model_samples(self._source_samples + played))
+            )
+        self._source_samples += played
+        self._lost_samples += played
         found = self._advance(self._resampler.push(np.zeros(played, np.float32)))
         if samples > played:
-            self._move_on(samples - played, silence=self._lead_in(rate))
-            self._leads = True
+            self._skip_time(samples - played, silence=self._lead_in(rate))
+            self._needs_lead_in = True
         return found
 
-    def _move_on(self, samples: int, *, silence: int = 0) -> None:
+    def _skip_time(self, samples: int, *, silence: int = 0) -> None:
         """Forget what was heard, but not which classes fired, and advance the clock.
 
         `silence` is how many samples of what precedes the next sound take no time of the refractory times.
         """
         contract = self.model.contract
-        self._break_off(self._origin + self._taken - self._lost)
+        self._end_all(self._origin + self._source_samples - self._lost_samples)
         if self._rate is not None:
-            since = self._lead + self._taken + samples - silence
+            since = self._lead_in_samples + self._source_samples + samples - silence
             hops = since * contract.sample_rate / (self._rate * contract.hop)
-            self._detector.begin_after(hops)
+            self._detector.restart_after(hops)
             if self._names is not None:
-                self._names.begin_after(hops)
-        self._origin += self._taken + samples
-        self._taken = 0
-        self._unseen = self._look
-        self._forget()
+                self._names.restart_after(hops)
+        self._origin += self._source_samples + samples
+        self._source_samples = 0
+        self._hops_since_check = self._check_interval
+        self._reset_audio()
 
     def mute(self) -> None:
         """From the next `accept` until `unmute`, let sound pass unheard: the clock advances, nothing is scored.
@@ -200,18 +202,20 @@ class Stream:
         finally:
             self.unmute()
 
-    def _forget(self) -> None:
+    def _reset_audio(self) -> None:
         self._batch.reset()
-        self._lead = 0  # source samples of silence that precede the audio
-        self._led = 0  # hops of that silence still to come: a gate must not take them for the room's noise
+        self._lead_in_samples = 0  # source samples of silence that precede the audio
+        self._lead_in_hops = 0  # hops of that silence still to come: a gate must not take them for the room's noise
         self._resampler: StreamResampler | None = None
-        self._held = np.zeros(0, np.float32)
+        self._buffer = np.zeros(0, np.float32)
         self._hops = 0  # hops consumed since the start or the last interruption
-        self._lost = 0  # lost samples heard as silence since the last sound
-        self._holes: deque[tuple[float, float]] = deque()  # where they lie in the model's samples, for a gate
-        self._awake = 0  # hops to be scored before the gate may close
-        self._asleep: deque[Pcm] = deque(maxlen=self._reach)  # the newest gated hops, of `_slept` in all
-        self._slept = 0
+        self._lost_samples = 0  # lost samples heard as silence since the last sound
+        self._lost_spans: deque[tuple[float, float]] = deque()  # where they lie in the model's samples, for a gate
+        self._hops_until_closed = 0  # hops to be scored before the gate may close
+        self._gated_hops: deque[Pcm] = deque(
+            maxlen=self._lookback_hops
+        )  # the newest gated hops, of `_gated_count` in all
+        self._gated_count = 0
         if self._gate is not None:
             self._gate.reset()
         self.scores: Floats | None = None  # the newest row [classes], for display
@@ -229,9 +233,9 @@ class Stream:
         if self._rate not in (None, sample_rate):
             raise UsageError(f"the stream began at {self._rate} Hz and now gets {sample_rate} Hz: call reset() first")
         self._idle = self._idle and not len(chunk)
-        if (unheard := self._unheard(len(chunk), sample_rate)) > 0:
+        if (unheard := self._count_unheard(len(chunk), sample_rate)) > 0:
             self._rate = sample_rate
-            self._move_on(unheard)
+            self._skip_time(unheard)
             chunk = chunk[unheard:]
             if not len(chunk):
                 return []
@@ -241,21 +245,21 @@ class Stream:
                 return []
             self._resampler = StreamResampler(sample_rate, self.model.contract.sample_rate)
             self._rate = self._resampler.rate
-        self._taken += len(chunk)
+        self._source_samples += len(chunk)
         if len(chunk):
-            self._lost = 0
-        if self._leads or (self._leads is None and not self.live):
-            self._lead = self._lead_in(sample_rate)
-            self._led = self.model.contract.window // self.model.contract.hop
-            chunk = np.concatenate([np.zeros(self._lead, np.float32), chunk])
-        self._leads = False
+            self._lost_samples = 0
+        if self._needs_lead_in or (self._needs_lead_in is None and not self.live):
+            self._lead_in_samples = self._lead_in(sample_rate)
+            self._lead_in_hops = self.model.contract.window // self.model.contract.hop
+            chunk = np.concatenate([np.zeros(self._lead_in_samples, np.float32), chunk])
+        self._needs_lead_in = False
         return self._advance(self._resampler.push(chunk))
 
     def _lead_in(self, rate: int) -> int:
         """How many samples of silence a lead-in is: a window."""
         return math.ceil(self.model.contract.window * rate / self.model.contract.sample_rate)
 
-    def _unheard(self, samples: int, rate: int) -> int:
+    def _count_unheard(self, samples: int, rate: int) -> int:
         """How many of the next `samples` pass unheard: the stream is muted, or was when they were recorded."""
         if self._muted:
             self._unheard_s -= samples / rate
@@ -270,7 +274,7 @@ class Stream:
         Events not yet taken with `take_events` are kept.
         """
         found = self.pause()
-        self._begin_anew()
+        self._restart()
         return found
 
     def pause(self) -> list[Detection]:
@@ -281,112 +285,114 @@ class Stream:
         """
         self._idle, self._unheard_s = True, 0.0  # nothing is on its way
         if self._resampler is None:
-            self._leads = True
+            self._needs_lead_in = True
             return []
         contract = self.model.contract
         tail = self._resampler.finish()
         silence = contract.latency_samples + contract.smoothing_hops * contract.hop
-        silence += -(len(self._held) + len(tail) + silence) % contract.hop
+        silence += -(len(self._buffer) + len(tail) + silence) % contract.hop
         found = self._advance(np.concatenate([tail, np.zeros(silence, np.float32)]))
-        self._move_on(0)
-        self._leads = True
+        self._skip_time(0)
+        self._needs_lead_in = True
         return found
 
     def _advance(self, pcm: Pcm) -> list[Detection]:
         hop = self.model.contract.hop
-        self._held = np.concatenate([self._held, pcm])
+        self._buffer = np.concatenate([self._buffer, pcm])
         found: list[Detection] = []
-        while len(self._held) >= hop:
-            chunk, self._held = self._held[:hop], self._held[hop:]
+        while len(self._buffer) >= hop:
+            chunk, self._buffer = self._buffer[:hop], self._buffer[hop:]
             found += self._score(chunk) if self._gate is None else self._gated(chunk, self._gate)
-        self._held = self._held.copy()  # a view would keep the whole chunk in memory
+        self._buffer = self._buffer.copy()  # a view would keep the whole chunk in memory
         return found
 
     def _gated(self, chunk: Pcm, gate: Gate) -> list[Detection]:
         """Score a hop, or skip it if the gate has heard nothing for as long as an event may reach back."""
-        if self._led > 0:  # score the beginning: with nothing before it, a gate would take it for the room
-            self._led -= 1
-            self._awake = self._reach + 1
+        if self._lead_in_hops > 0:  # score the beginning: with nothing before it, a gate would take it for the room
+            self._lead_in_hops -= 1
+            self._hops_until_closed = self._lookback_hops + 1
         elif not self._mostly_lost() and gate.hears(chunk):
-            found = self._wake()
-            self._awake = self._reach
+            found = self._replay_gated()
+            self._hops_until_closed = self._lookback_hops
             return found + self._score(chunk)
-        if self._awake > 0:
-            self._awake -= 1
+        if self._hops_until_closed > 0:
+            self._hops_until_closed -= 1
             return self._score(chunk)
-        self._asleep.append(chunk.copy())
-        self._slept += 1
-        if self._slept > self._reach:  # from here on it wakes like a stream that heard nothing
-            self._let_pass()
+        self._gated_hops.append(chunk.copy())
+        self._gated_count += 1
+        if self._gated_count > self._lookback_hops:  # from here on it wakes like a stream that heard nothing
+            self._skip_hop()
         self.scores = None
         return []
 
     def _mostly_lost(self) -> bool:
         """Whether at least half of the next hop was lost: a gate must not take that silence for the room's noise."""
         hop = self.model.contract.hop
-        first = (self._hops + len(self._asleep)) * hop
-        lost = sum(max(0.0, min(end, first + hop) - max(start, first)) for start, end in self._holes)
-        while self._holes and self._holes[0][1] <= first + hop:
-            self._holes.popleft()
+        first = (self._hops + len(self._gated_hops)) * hop
+        lost = sum(max(0.0, min(end, first + hop) - max(start, first)) for start, end in self._lost_spans)
+        while self._lost_spans and self._lost_spans[0][1] <= first + hop:
+            self._lost_spans.popleft()
         return 2 * lost >= hop
 
-    def _let_pass(self) -> None:
+    def _skip_hop(self) -> None:
         """Skip a hop without scoring it: a pause for what has fired."""
         self._hops += 1
-        self._unseen += 1
+        self._hops_since_check += 1
         for detector, labels in self._detectors():
             detector.skip_to(self._hops)
-            self._found(detector, [], labels)
+            self._to_detections(detector, [], labels)
 
     def _detectors(self) -> Iterator[tuple[Detector | NameDetector, Sequence[str]]]:
         yield self._detector, self.model.labels
         if self._names is not None:
             yield self._names, self._names.labels
 
-    def _wake(self) -> list[Detection]:
+    def _replay_gated(self) -> list[Detection]:
         """Play the newest gated hops to the model; if more hops were gated before them, reset its state first."""
-        if self._slept > len(self._asleep):
+        if self._gated_count > len(self._gated_hops):
             self._batch.reset()
-            self._look_for_changes()  # before the events of the gated sound are reported
-        found = [detection for chunk in self._asleep for detection in self._score(chunk)]
-        self._asleep.clear()
-        self._slept = 0
+            self._refresh_names()  # before the events of the gated sound are reported
+        found = [detection for chunk in self._gated_hops for detection in self._score(chunk)]
+        self._gated_hops.clear()
+        self._gated_count = 0
         return found
 
     def _score(self, chunk: Pcm) -> list[Detection]:
         """Score the next hop and return the detections it completes."""
         scores, embedding = self._batch.step(chunk[None])
         self._hops += 1
-        self._unseen += 1
+        self._hops_since_check += 1
         self.scores = scores[0, -1] if scores.shape[1] else None
-        found = self._found(self._detector, self._detector.push(scores[0]), self.model.labels)
-        self._look_for_changes()
+        found = self._to_detections(self._detector, self._detector.push(scores[0]), self.model.labels)
+        self._refresh_names()
         if self._names is not None:
-            found += self._found(self._names, self._names.push(embedding[0]), self._names.labels)
+            found += self._to_detections(self._names, self._names.push(embedding[0]), self._names.labels)
         return found
 
-    def _look_for_changes(self) -> None:
+    def _refresh_names(self) -> None:
         """Take over the gallery's current names, if a check is due."""
-        if self._gallery is None or self._names is None or self._unseen < self._look:
+        if self._gallery is None or self._names is None or self._hops_since_check < self._check_interval:
             return
-        self._unseen = 0
+        self._hops_since_check = 0
         if (matcher := self._gallery.matcher) is not self._names.matcher:
-            self._end_pausing(self._names, self._names.labels, but=matcher.names)
-            self._names = self._names.going_on(self.model.contract, matcher)
-            self._events.end_names_but(matcher.names, self._source(self._begin(self._hops)), self._rate)
+            self._end_pausing(self._names, self._names.labels, except_names=matcher.names)
+            self._names = self._names.with_matcher(self.model.contract, matcher)
+            self._events.end_names_except(matcher.names, self._to_source_sample(self._begin(self._hops)), self._rate)
 
-    def _found(self, detector: Detector | NameDetector, hits: list[Hit], labels: Sequence[str]) -> list[Detection]:
+    def _to_detections(
+        self, detector: Detector | NameDetector, hits: list[Hit], labels: Sequence[str]
+    ) -> list[Detection]:
         """Return the detections of the newest row; with `ends`, record what ended there too."""
         names = isinstance(detector, NameDetector)
         found = [self._detection(hit, labels, names) for hit in hits]
         if self.ends:
             for row, at in detector.released:
-                self._events.end((names, labels[at]), self._of_row(row), self._rate)
+                self._events.end((names, labels[at]), self._row_start(row), self._rate)
             for one in found:
                 self._events.add(one)
         return found
 
-    def _break_off(self, end: int) -> None:
+    def _end_all(self, end: int) -> None:
         """End every sounding class at sample `end` of the source, because no more of it can be heard.
 
         A class that is pausing there ended when its pause began.
@@ -395,12 +401,14 @@ class Stream:
             self._end_pausing(detector, labels)
         self._events.end_all(end, self._rate)
 
-    def _end_pausing(self, detector: Detector | NameDetector, labels: Sequence[str], but: Collection[str] = ()) -> None:
+    def _end_pausing(
+        self, detector: Detector | NameDetector, labels: Sequence[str], except_names: Collection[str] = ()
+    ) -> None:
         if self.ends:
             names = isinstance(detector, NameDetector)
             for row, at in detector.pausing:
-                if labels[at] not in but:
-                    self._events.end((names, labels[at]), self._of_row(row), self._rate)
+                if labels[at] not in except_names:
+                    self._events.end((names, labels[at]), self._row_start(row), self._rate)
 
     def take_events(self) -> list[Detection | Ended]:
         """With `ends`: the detections and ends since the last call, in the order in which they became known."""
@@ -410,23 +418,26 @@ class Stream:
         """Turn a hit of the newest row into a detection with its place in the source."""
         contract, rate = self.model.contract, self._rate
         assert rate is not None
-        first, last = self._source(self._begin(self._hops - (hit.row - hit.start_row))), self._source(self._end())
+        first, last = (
+            self._to_source_sample(self._begin(self._hops - (hit.row - hit.start_row))),
+            self._to_source_sample(self._end()),
+        )
         return Detection(contract.name, labels[hit.label], hit.score, first / rate, last / rate, first, last, enrolled)
 
-    def _source(self, at: int) -> int:
+    def _to_source_sample(self, at: int) -> int:
         """The source sample that corresponds to a sample of the model's, counted since the last interruption."""
         assert self._rate is not None
         since = round(at * self._rate / self.model.contract.sample_rate)
-        return self._origin + min(max(0, since - self._lead), self._taken)
+        return self._origin + min(max(0, since - self._lead_in_samples), self._source_samples)
 
-    def _of_model(self, taken: int) -> float:
+    def _to_model_samples(self, taken: int) -> float:
         """How many of the model's samples the stream has been given once it has taken so many of the source's."""
         assert self._rate is not None
-        return (self._lead + taken) * self.model.contract.sample_rate / self._rate
+        return (self._lead_in_samples + taken) * self.model.contract.sample_rate / self._rate
 
-    def _of_row(self, row: int) -> int:
+    def _row_start(self, row: int) -> int:
         """The source sample at which the sound described by a row of scores begins."""
-        return self._source(self._begin(row + 1 + self._warm))
+        return self._to_source_sample(self._begin(row + 1 + self._warmup_hops))
 
     def _begin(self, hops: int) -> int:
         """The first sample of the hop at the middle of the sound that the row after `hops` hops describes."""

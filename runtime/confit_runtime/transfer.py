@@ -69,7 +69,7 @@ def import_names(target: Gallery, source: Gallery, progress: Progress = _no_prog
     other sounds, if a name cannot be enrolled, or if the target has its prints under another name (which would make
     both unknown) or under the same name with the other sign. Nothing is written then.
     """
-    if not source.binding.compares(target.binding):
+    if not source.binding.is_comparable_to(target.binding):
         raise GalleryError(
             f"{source.path}: was enrolled with another model than {target.path}, and prints of two models cannot be compared"
         )

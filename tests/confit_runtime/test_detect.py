@@ -217,11 +217,11 @@ def test_a_changed_gallery_goes_on_where_the_former_was() -> None:
 
     detector = NameDetector(contract, matcher(ada=ada, bob=bob))
     assert detector.push(np.stack([bob, bob, ada, ada])) == [Hit(1, 1.0, 0, 1), Hit(0, 1.0, 2, 3)]
-    after = detector.going_on(contract, matcher(abe=cem, ada=ada))
+    after = detector.with_matcher(contract, matcher(abe=cem, ada=ada))
     assert after.push(np.stack([ada] * 20)) == []  # rows 4 to 23, of the sound that fired
     assert after.push(np.stack([nobody, ada, ada])) == [Hit(1, 1.0, 25, 26)]
     assert (after.released, after.push(cem[None])) == ([(24, 1)], [])
-    again = after.going_on(contract, matcher(abe=cem, ada=ada, bob=bob))
+    again = after.with_matcher(contract, matcher(abe=cem, ada=ada, bob=bob))
     assert again.push(np.stack([cem, bob, bob, nobody, ada, ada])) == [Hit(0, 1.0, 27, 28), Hit(2, 1.0, 29, 30)]
     assert again.released == [(29, 0), (31, 2)]  # and ada stays silent as long
 

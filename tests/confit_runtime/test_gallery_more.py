@@ -218,7 +218,7 @@ def test_a_copy_in_memory_is_one_for_as_long_as_it_is_read(
     path = Path(shutil.copy(OLD, tmp_path / "gallery.db"))
     monkeypatch.setattr("os.access", lambda *_: False)  # permissions do not bind root
     with Gallery.open(path, model) as gallery:
-        with gallery._file.hurried(1.0) as db:
+        with gallery._file.reading_with_timeout(1.0) as db:
             os.utime(path)
             with gallery._file.moment() as within:
                 assert within is db

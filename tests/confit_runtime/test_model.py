@@ -121,7 +121,7 @@ def test_what_is_no_number_of_things_is_a_usage_error(tiny: Path, model: Model, 
     attempts: list[tuple[str, Callable[[], object]]] = [
         ("number of threads", lambda: load(tiny, threads=count)),
         ("number of streams in a batch", lambda: model.batch(count)),
-        ("number of triggers to keep", lambda: SaveTap(tmp_path, [model], most=count)),
+        ("number of triggers to keep", lambda: SaveTap(tmp_path, [model], max_files=count)),
     ]
     if count != 0:
         attempts.append(("number of samples to skip", lambda: model.stream().skip(count)))
@@ -589,7 +589,7 @@ def test_a_stream_that_waits_for_sound_keeps_nothing_of_gaps_without_length(mode
     stream.accept(tone(500, 0.3), RATE)
     for _ in range(100):
         stream.skip(0)
-    assert not stream._holes
+    assert not stream._lost_spans
 
 
 def test_what_fires_on_the_silence_of_a_gap_does_not_end_before_it_begins(model: Model) -> None:

@@ -190,7 +190,7 @@ def test_a_clip_begins_anew_when_the_microphone_was_away_and_is_back() -> None:
     seen: list[float] = []
     with Microphone(portaudio=machine) as microphone:
         take = record_clip(
-            microphone, 0.5, countdown_s=0.3, show=lambda to_go, pcm: seen.append(to_go), tell=said.append
+            microphone, 0.5, countdown_s=0.3, show=lambda to_go, pcm: seen.append(to_go), notify=said.append
         )
     away, back = said
     assert away.endswith("went away (unplugged?); waiting for it to come back")

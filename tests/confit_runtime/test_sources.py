@@ -249,20 +249,20 @@ def test_a_pipe_that_sends_much_at_once_pauses_when_that_has_sounded() -> None:
 def test_sound_that_began_late_pauses_as_soon_as_other_sound(backlog: float, late: float) -> None:
     """Each 20 ms comes when it has sounded, or a little after, behind a backlog that came at once."""
     lasting = PlaybackClock()
-    assert lasting.paused(2.0) == math.inf
-    lasting.came(backlog, 100.0)
-    assert lasting.paused(2.0) == 102.0 + backlog
+    assert lasting.pause_due(2.0) == math.inf
+    lasting.received(backlog, 100.0)
+    assert lasting.pause_due(2.0) == 102.0 + backlog
     for at in range(1, 1501):
-        lasting.came(0.02, 100 + 0.02 * at + late * (at % 7 == 0))
-    assert lasting.paused(2.0) == pytest.approx(132.0, abs=0.3)
+        lasting.received(0.02, 100 + 0.02 * at + late * (at % 7 == 0))
+    assert lasting.pause_due(2.0) == pytest.approx(132.0, abs=0.3)
 
 
 def test_blocks_last_until_the_next_one_however_long_they_are() -> None:
     lasting = PlaybackClock()
     for block in range(20):
         for piece in range(15):  # as they are read
-            lasting.came(2.0, 30.0 * block + 0.01 * piece)
-        assert lasting.paused(2.0) == pytest.approx(30.0 * block + 32, abs=0.2)
+            lasting.received(2.0, 30.0 * block + 0.01 * piece)
+        assert lasting.pause_due(2.0) == pytest.approx(30.0 * block + 32, abs=0.2)
 
 
 def test_a_file_is_stopped_on_the_way(tmp_path: Path) -> None:

@@ -328,7 +328,7 @@ def test_of_a_folder_of_triggers_the_newest_are_kept(tmp_path: Path, model: Mode
         os.utime(tmp_path / name, (0, 0))
     kept: list[str] = []
     for label in ("lów/../x", "a" * 50, "mid"):
-        tap = SaveTap(tmp_path, [model], most=3)
+        tap = SaveTap(tmp_path, [model], max_files=3)
         for source in ("rtsp://camera.local/a-1 b", "-", ""):
             tap.begin(source, RATE)
             tap.hear(scene()[: 2 * RATE], RATE)
@@ -345,7 +345,7 @@ def test_of_a_folder_of_triggers_the_newest_are_kept(tmp_path: Path, model: Mode
 
 
 def test_of_what_several_programs_keep_in_one_folder_the_newest_are_kept(tmp_path: Path, model: Model) -> None:
-    taps = [SaveTap(tmp_path, [model], most=3) for _ in range(2)]
+    taps = [SaveTap(tmp_path, [model], max_files=3) for _ in range(2)]
     for source, tap in zip(("kitchen", "hall"), taps, strict=True):
         tap.begin(source, RATE)
         tap.hear(scene()[: 2 * RATE], RATE)
@@ -366,7 +366,7 @@ def test_a_trigger_that_cannot_be_removed_does_not_end_the_limit(
     for path in staying:
         path.mkdir()
         os.utime(path, (0, 0))
-    tap = SaveTap(tmp_path, [model], most=3)
+    tap = SaveTap(tmp_path, [model], max_files=3)
     tap.begin("mic", RATE)
     tap.hear(scene()[: 2 * RATE], RATE)
     made: list[Path] = []

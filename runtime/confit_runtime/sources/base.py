@@ -81,22 +81,22 @@ class PlaybackClock:
     """
 
     def __init__(self) -> None:
-        self._until = -math.inf
-        self._ahead = self._settled = math.inf  # the smallest recent lead, and when the current period ends
+        self._played_until = -math.inf
+        self._smallest_lead = self._period_end = math.inf  # the smallest recent lead, and when the current period ends
 
-    def came(self, seconds: float, now: float) -> None:
+    def received(self, seconds: float, now: float) -> None:
         """Record `seconds` of sound received at `now`."""
-        self._until = max(self._until, now)
-        self._ahead = min(self._ahead, self._until - now)
-        if now >= self._settled:
-            self._until -= self._ahead
-        if now >= self._settled or self._settled == math.inf:
-            self._ahead, self._settled = math.inf, now + SETTLE_S
-        self._until += seconds
+        self._played_until = max(self._played_until, now)
+        self._smallest_lead = min(self._smallest_lead, self._played_until - now)
+        if now >= self._period_end:
+            self._played_until -= self._smallest_lead
+        if now >= self._period_end or self._period_end == math.inf:
+            self._smallest_lead, self._period_end = math.inf, now + SETTLE_S
+        self._played_until += seconds
 
-    def paused(self, pause_s: float) -> float:
+    def pause_due(self, pause_s: float) -> float:
         """When nothing has come for `pause_s` although it was due; infinity before anything came."""
-        return self._until + pause_s if self._until > -math.inf else math.inf
+        return self._played_until + pause_s if self._played_until > -math.inf else math.inf
 
 
 class Source(Protocol):

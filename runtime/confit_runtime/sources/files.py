@@ -95,10 +95,10 @@ def find_sound_files(folder: Path) -> list[Path]:
     found: list[Path] = []
     # for each folder: the real paths of itself and those above it
     within = {os.fspath(folder): {os.path.realpath(folder)}}
-    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        above = within.pop(place)
-        real = {name: os.path.realpath(os.path.join(place, name)) for name in folders if not name.startswith(".")}
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        above = within.pop(parent)
+        real = {name: os.path.realpath(os.path.join(parent, name)) for name in folders if not name.startswith(".")}
         folders[:] = [name for name in real if real[name] not in above]
-        within |= {os.path.join(place, name): above | {real[name]} for name in folders}
-        found += [Path(place, name) for name in names if not name.startswith(".")]
+        within |= {os.path.join(parent, name): above | {real[name]} for name in folders}
+        found += [Path(parent, name) for name in names if not name.startswith(".")]
     return sorted(path for path in found if path.suffix.lower() in SOUND_SUFFIXES)

@@ -73,25 +73,25 @@ class Microphone:
             what = "no default microphone" if device is None else f"no microphone {device!r}"
             there = any(info["max_input_channels"] for info in self._portaudio.query_devices())
             none = "there are no microphones: plug one in, or listen to a file"
-            cure = "`confit-edge devices` lists the microphones" if there else none
-            raise DeviceError(f"{what} ({_one_line(error)}); {cure}") from error
+            hint = "`confit-edge devices` lists the microphones" if there else none
+            raise DeviceError(f"{what} ({_one_line(error)}); {hint}") from error
         self._info = info
         self.device_name = str(info["name"])
-        self._alone = len(self._namesakes(_stem)) == 1
+        self._unique_stem = len(self._namesakes(_stem)) == 1
         if channel is not None and not 1 <= channel <= info["max_input_channels"]:
             has = "one channel" if info["max_input_channels"] == 1 else f"{info['max_input_channels']} channels"
             raise DeviceError(f"{self.name}: {self.device_name} has only {has}")
         same = [one["index"] for one in self._namesakes(str)]
         # how many devices have its name, and which of them it is
-        self._same, self._place = len(same), same.index(info["index"])
-        self._settings = self._how(info)
+        self._same_name_count, self._same_name_index = len(same), same.index(info["index"])
+        self._settings = self._settings_for(info)
         self.rate = int(self._settings["samplerate"])
         self._stopped = threading.Event()
         self._capture: _Capture | None = None
         self._lost: float | None = None  # when it was last heard, while it is away
-        self._told = 0  # samples of the gaps reported since then
-        self._patience_s = stall_s  # how long it may deliver nothing after it was reopened
-        self._mute = False  # whether a notice said that it is open but delivers nothing
+        self._reported_samples = 0  # samples of the gaps reported since then
+        self._stall_limit_s = stall_s  # how long it may deliver nothing after it was reopened
+        self._reported_stalled = False  # whether a notice said that it is open but delivers nothing
 
     @classmethod
     def named(cls, name: str) -> Microphone:
@@ -134,13 +134,13 @@ class Microphone:
                     return
                 self._close()
                 if self._lost is None:
-                    self._lost, self._told, said = heard, 0, False
-                    self._patience_s, self._mute = self._stall_s, False
+                    self._lost, self._reported_samples, said = heard, 0, False
+                    self._stall_limit_s, self._reported_stalled = self._stall_s, False
                 else:  # reopening it did not help
                     yield from self._gap(boottime() - self._lost)
                     self._check_wait(self._lost)
             if not said:
-                yield self._away()
+                yield self._away_notice()
                 said = True
             yield from self._wait(self._lost)
 
@@ -163,8 +163,8 @@ class Microphone:
             except queue.Empty:
                 if not capture.active:
                     break
-                if boottime() - max(heard, taken) > self._patience(heard):
-                    yield from self._delivers_nothing()
+                if boottime() - max(heard, taken) > self._stall_limit(heard):
+                    yield from self._stalled_notice()
                     break
                 if self._lost is not None:  # the first block began before it arrived
                     yield from self._gap(boottime() - _RETRY_S - self._lost)
@@ -187,21 +187,21 @@ class Microphone:
                 yield item if converted is item[0] else (converted, self.rate)
         return heard
 
-    def _patience(self, opened: float) -> float:
+    def _stall_limit(self, opened: float) -> float:
         """How long nothing may arrive: while it is away, the current patience within `wait_s`, but at least `stall_s`."""
         if self._lost is None:
             return self._stall_s
         left_s = math.inf if self._wait_s is None else self._lost + self._wait_s - opened
-        return max(self._stall_s, min(self._patience_s, left_s))
+        return max(self._stall_s, min(self._stall_limit_s, left_s))
 
-    def _delivers_nothing(self) -> Iterator[Notice]:
+    def _stalled_notice(self) -> Iterator[Notice]:
         """Yield a notice, once per absence, that a reopened device delivers nothing."""
-        if self._lost is not None and not self._mute:
-            self._mute = True
+        if self._lost is not None and not self._reported_stalled:
+            self._reported_stalled = True
             text = f"{self.device_name} can be opened but delivers nothing; waiting for sound"
             yield Notice("away", text)
 
-    def _away(self) -> Notice:
+    def _away_notice(self) -> Notice:
         """The notice that it went away. Raises DeviceError if it is not to be waited for."""
         if self._wait_s == 0.0:
             raise DeviceError(f"{self.name}: the microphone went away (unplugged?)")
@@ -225,9 +225,9 @@ class Microphone:
 
     def _gap(self, away_s: float) -> Iterator[Gap]:
         """Yield the part of `away_s` that no gap has reported yet."""
-        due = int(away_s * self.rate) - self._told
+        due = int(away_s * self.rate) - self._reported_samples
         if due > 0:
-            self._told += due
+            self._reported_samples += due
             yield Gap(due, MICROPHONE_AWAY)
 
     def _reopen(self) -> bool:
@@ -237,11 +237,11 @@ class Microphone:
             found = self._find_again()
             if found is None:
                 return False
-            self._capture = _Capture(self._portaudio, self._how(found), self._queue_s)
+            self._capture = _Capture(self._portaudio, self._settings_for(found), self._queue_s)
         except (UsageError, ValueError, self._portaudio.PortAudioError):
             return False  # half ready: udev and the sound server need a moment to settle
         self._info = found
-        self._patience_s = min(2 * self._patience_s, _MAX_STALL_S)
+        self._stall_limit_s = min(2 * self._stall_limit_s, _MAX_STALL_S)
         return True
 
     def _find_again(self) -> dict[str, Any] | None:
@@ -250,11 +250,11 @@ class Microphone:
         Without an exact match, the card's number in the name is ignored, if no other device can be meant.
         """
         if same := self._namesakes(str):
-            return same[self._place] if len(same) == self._same else None
+            return same[self._same_name_index] if len(same) == self._same_name_count else None
         alike = self._namesakes(_stem)
-        return alike[0] if self._alone and len(alike) == 1 else None
+        return alike[0] if self._unique_stem and len(alike) == 1 else None
 
-    def _how(self, info: dict[str, Any]) -> dict[str, Any]:
+    def _settings_for(self, info: dict[str, Any]) -> dict[str, Any]:
         """The settings to open a device with."""
         return working_settings(self._portaudio, info, whole=self._channel is not None)
 
@@ -330,20 +330,20 @@ class _Converter:
 
     def __init__(self, rate: int, to: int) -> None:
         self._rate, self._to = rate, to
-        self._taken = self._given = 0  # samples, at `rate` and at `to`
+        self._samples_in = self._samples_out = 0  # samples, at `rate` and at `to`
         self._resampler = StreamResampler(rate, to)
 
     def push(self, pcm: Pcm) -> Pcm:
         converted = self._resampler.push(pcm)
-        self._taken += len(pcm)
-        self._given += len(converted)
+        self._samples_in += len(pcm)
+        self._samples_out += len(converted)
         return converted
 
     def skip(self, samples: int) -> int:
         """How many samples at `to` are lost with `samples` at `rate`."""
-        self._taken += samples
-        lost = round(self._taken * self._to / self._rate) - self._given
-        self._given += lost
+        self._samples_in += samples
+        lost = round(self._samples_in * self._to / self._rate) - self._samples_out
+        self._samples_out += lost
         self._resampler = StreamResampler(self._rate, self._to)
         return lost
 

@@ -126,7 +126,7 @@ class NetworkSource:
         self._stopped = threading.Event()
         self._ffmpeg: _Ffmpeg | None = None
         self._heard_s = self._clock_s = 0.0  # seconds of sound, without and with the gaps
-        self._zero = math.inf  # when the clock stood at 0: the earliest time consistent with what came
+        self._clock_origin = math.inf  # when the clock stood at 0: the earliest time consistent with what came
 
     def __enter__(self) -> NetworkSource:
         check_not_open(self.name, open_already=self._ffmpeg is not None)
@@ -141,7 +141,7 @@ class NetworkSource:
     def __iter__(self) -> Iterator[Chunk | Gap | Notice]:
         while not self._stopped.is_set():
             for chunk in self._hear():
-                yield self._counted(chunk)
+                yield self._advance_clock(chunk)
             if self._stopped.is_set() or self._ended():
                 return
             yield from self._wait()
@@ -162,11 +162,11 @@ class NetworkSource:
             elif self._ffmpeg.ended:
                 return
 
-    def _counted(self, chunk: Chunk) -> Chunk:
+    def _advance_clock(self, chunk: Chunk) -> Chunk:
         """The chunk, after advancing the clock by it."""
         seconds = len(chunk[0]) / self.rate
         self._heard_s, self._clock_s = self._heard_s + seconds, self._clock_s + seconds
-        self._zero = min(self._zero, boottime() - self._clock_s)
+        self._clock_origin = min(self._clock_origin, boottime() - self._clock_s)
         return chunk
 
     def _gap(self, seconds: float) -> Gap:
@@ -183,36 +183,36 @@ class NetworkSource:
         assert self._ffmpeg is not None
         self._ffmpeg.close()
         if not self._heard_s:
-            raise DeviceError(f"{self.name}: cannot be opened ({self._why()})")
+            raise DeviceError(f"{self.name}: cannot be opened ({self._failure_reason()})")
         duration_s = self._ffmpeg.duration_s
         if duration_s is not None and self._heard_s < duration_s - 1.0:
             # opened again, it would start from its beginning
-            told = f"broke off after {self._heard_s:.1f} s of {duration_s:.1f} s ({self._why()})"
+            told = f"broke off after {self._heard_s:.1f} s of {duration_s:.1f} s ({self._failure_reason()})"
             raise DeviceError(f"{self.name}: {told}")
         return duration_s is not None
 
     def _wait(self) -> Iterator[Chunk | Gap | Notice]:
         """Yield gaps that keep the clock running until the stream is open again, then what it delivers first."""
-        yield Notice("away", f"{self.name} broke off ({self._why()}); waiting for it to come back")
+        yield Notice("away", f"{self.name} broke off ({self._failure_reason()}); waiting for it to come back")
         pause = 1.0
         while not self._stopped.wait(pause):
             self._ffmpeg = _Ffmpeg(self._command)
-            chunks = self._caught_up()
-            behind = boottime() - self._zero - self._clock_s
+            chunks = self._drain_backlog()
+            behind = boottime() - self._clock_origin - self._clock_s
             if chunks:
                 pcm = np.concatenate([pcm for pcm, _ in chunks])
                 away = behind - len(pcm) / self.rate
                 yield self._gap(away)
                 yield Notice("back", f"{self.name} is back")
                 # what it buffered from before it broke off was already heard
-                yield self._counted((pcm[max(0, round(-away * self.rate)) :], self.rate))
+                yield self._advance_clock((pcm[max(0, round(-away * self.rate)) :], self.rate))
                 return
             if behind > _LATE_DELIVERY_S:
                 yield self._gap(behind - _LATE_DELIVERY_S)
             self._ffmpeg.close()
             pause = min(_MAX_WAIT_S, 2 * pause)
 
-    def _caught_up(self) -> list[Chunk]:
+    def _drain_backlog(self) -> list[Chunk]:
         """What a reopened stream delivers until it arrives no faster than real time."""
         chunks: list[Chunk] = []
         began, held_s, lately = 0.0, 0.0, deque[tuple[float, float]]()  # when how many seconds came
@@ -228,11 +228,11 @@ class NetworkSource:
                 break
         return chunks
 
-    def _why(self) -> str:
+    def _failure_reason(self) -> str:
         assert self._ffmpeg is not None
         if not self._ffmpeg.ended:
             return f"it delivered nothing for {self._stall_s:g} s"
-        said = self._ffmpeg.last_words.replace(self._url, self.name)
+        said = self._ffmpeg.last_message.replace(self._url, self.name)
         said = re.sub(r"\w+://\S+", lambda found: without_secrets(found[0]), said)  # URLs that it was redirected to
         return f"ffmpeg: {said}" if said else "it ended"
 
@@ -261,16 +261,16 @@ class _Ffmpeg:
     def __init__(self, command: list[str]) -> None:
         self.duration_s: float | None = None  # if the stream states its length
         self.ended = False
-        self._rest = b""  # half a sample
+        self._partial_sample = b""  # half a sample
         self._lines: deque[str] = deque(maxlen=10)
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
         )
-        self._reader = threading.Thread(target=self._read_words, daemon=True)
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
 
     @property
-    def last_words(self) -> str:
+    def last_message(self) -> str:
         return self._lines[-1] if self._lines else ""
 
     def read(self, timeout_s: float) -> npt.NDArray[np.int16]:
@@ -279,9 +279,9 @@ class _Ffmpeg:
         if wait_for_data(self._process.stdout.fileno(), timeout_s):
             data = self._process.stdout.read(65_536)
             self.ended = not data
-            self._rest += data
-        whole = len(self._rest) // 2 * 2
-        samples, self._rest = np.frombuffer(self._rest[:whole], "<i2"), self._rest[whole:]
+            self._partial_sample += data
+        whole = len(self._partial_sample) // 2 * 2
+        samples, self._partial_sample = np.frombuffer(self._partial_sample[:whole], "<i2"), self._partial_sample[whole:]
         return samples
 
     def close(self) -> None:
@@ -299,7 +299,7 @@ class _Ffmpeg:
         self._process.stdout.close()
         self._process.stderr.close()
 
-    def _read_words(self) -> None:
+    def _read_log(self) -> None:
         assert self._process.stderr is not None
         for line in self._process.stderr:
             told = line.decode(errors="replace")

@@ -128,8 +128,8 @@ class PcmSource:
                     yield Notice("back", f"{self.name}: sound comes through the pipe again")
                 yield data
                 came, away, paused = boottime(), False, False
-                lasting.came(len(data) / second, came)
-            elif not paused and boottime() > lasting.paused(self._pause_s):
+                lasting.received(len(data) / second, came)
+            elif not paused and boottime() > lasting.pause_due(self._pause_s):
                 paused = True
                 yield Pause()
             elif not away and boottime() - came > self._stall_s:
