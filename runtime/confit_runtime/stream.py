@@ -212,9 +212,8 @@ class Stream:
         self._lost_samples = 0  # lost samples heard as silence since the last sound
         self._lost_spans: deque[tuple[float, float]] = deque()  # where they lie in the model's samples, for a gate
         self._hops_until_closed = 0  # hops to be scored before the gate may close
-        self._gated_hops: deque[Pcm] = deque(
-            maxlen=self._lookback_hops
-        )  # the newest gated hops, of `_gated_count` in all
+        # the newest gated hops, of `_gated_count` in all
+        self._gated_hops: deque[Pcm] = deque(maxlen=self._lookback_hops)
         self._gated_count = 0
         if self._gate is not None:
             self._gate.reset()

@@ -179,7 +179,7 @@ def test_a_clip_is_resampled_as_it_is_read_to_the_very_samples_of_the_whole(tmp_
     assert load_clip(path, 16_000, 2).tobytes() == resample(pcm, rate, 16_000).tobytes()  # 2 s of any rate
 
 
-def test_reads_what_cannot_be_sought(tmp_path: Path) -> None:
+def test_reads_unseekable_files(tmp_path: Path) -> None:
     path = tmp_path / "telephone.wav"
     soundfile.write(path, tone(440, 1.0, 8_000), 8_000, subtype="GSM610")
     pcm, rate = read_audio(path)
@@ -224,7 +224,7 @@ def test_a_damaged_header_is_an_audio_error_or_sound(
 
 
 @pytest.mark.parametrize("content", [b"", b"hello, I am text\n", b"RIFF", bytes(500)])
-def test_what_is_not_sound_is_an_audio_error(tmp_path: Path, content: bytes) -> None:
+def test_invalid_files_are_audio_errors(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "clip.wav"
     path.write_bytes(content)
     with pytest.raises(AudioError, match=r"clip\.wav"):
@@ -299,21 +299,21 @@ def test_to_mono_takes_any_pcm(pcm: Any, value: list[float]) -> None:
         np.zeros((320, 0), np.float32),  # no channels, of which the mean would be NaN
     ],
 )
-def test_to_mono_refuses_what_is_not_pcm(pcm: Any) -> None:
+def test_to_mono_rejects_invalid_pcm(pcm: Any) -> None:
     with pytest.raises(AudioError):
         to_mono(pcm)
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("pcm", [np.float32([[np.inf, -np.inf]]), np.float64([1e300])])
-def test_infinite_samples_are_told_of_by_an_error_alone(pcm: Any) -> None:
+def test_infinite_samples_raise_an_error_without_warnings(pcm: Any) -> None:
     """numpy's own warnings would stand among what a program prints."""
     with pytest.raises(AudioError, match="holds NaN or infinite samples"):
         check_samples(to_mono(pcm), "the pipe")
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-def test_to_mono_does_not_guess_what_bytes_hold(kind: Any) -> None:
+def test_to_mono_does_not_guess_the_format_of_bytes(kind: Any) -> None:
     """Of 16-bit PCM each byte would be a sample."""
     pcm = np.int16([-32768, 16384])
     with pytest.raises(AudioError, match=r"numpy\.frombuffer\(pcm, '<i2'\)"):
@@ -330,7 +330,7 @@ def test_absurd_rates_are_usage_errors(rate: float) -> None:
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
 @settings(max_examples=15, deadline=None)
 @given(cuts=st.lists(st.integers(0, 20_000), max_size=12))
-def test_streamed_resampling_does_not_depend_on_the_chopping(rate: int, cuts: list[int]) -> None:
+def test_streamed_resampling_does_not_depend_on_chunk_sizes(rate: int, cuts: list[int]) -> None:
     sound = NOISE[:20_000]
     whole, chopped = StreamResampler(rate, 16_000), StreamResampler(rate, 16_000)
     wanted = np.concatenate([whole.push(sound), whole.finish()])

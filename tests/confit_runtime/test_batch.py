@@ -42,7 +42,7 @@ def test_hop_by_hop_is_the_whole_clip_in_one_call(digits: Model) -> None:
 
 
 @pytest.mark.parametrize("kind", ["model", "windowed", "recurrent"])
-def test_what_was_given_stays_and_a_reset_forgets(kind: str, request: pytest.FixtureRequest) -> None:
+def test_inputs_are_unchanged_and_reset_clears_state(kind: str, request: pytest.FixtureRequest) -> None:
     model: Model = request.getfixturevalue(kind)
     batch, pcm = model.batch(STREAMS), noise(model)
     first = [batch.push(chunk) for chunk in pcm]
@@ -58,7 +58,7 @@ def test_what_was_given_stays_and_a_reset_forgets(kind: str, request: pytest.Fix
 
 
 @pytest.mark.parametrize("kind", ["model", "windowed", "recurrent"])
-def test_one_stream_begins_anew_and_the_others_go_on(kind: str, request: pytest.FixtureRequest) -> None:
+def test_resetting_one_stream_leaves_the_others_running(kind: str, request: pytest.FixtureRequest) -> None:
     model: Model = request.getfixturevalue(kind)
     pcm, batch, undisturbed, anew = noise(model), model.batch(STREAMS), model.batch(STREAMS), model.batch(STREAMS)
     at, before = 5, 19
@@ -89,7 +89,7 @@ def test_nothing_is_scored_before_the_window_is_full(digits: Model) -> None:
     assert shapes == [0] * (hops - 1) + [1] * (18 - hops + 1)
 
 
-def test_a_wrong_shape_is_refused_and_leaves_no_trace(digits: Model) -> None:
+def test_a_wrong_shape_is_rejected_without_side_effects(digits: Model) -> None:
     pcm, batch, other = noise(digits), digits.batch(STREAMS), digits.batch(STREAMS)
     with pytest.raises(UsageError, match=f"batch of {STREAMS}"):
         batch.push(pcm[0, :, 1:])

@@ -45,7 +45,7 @@ def test_a_processor_without_vnni_is_found_out() -> None:
     assert saturates() == bool((out != a.astype(np.int64) @ weight.astype(np.int64)).any())
 
 
-def test_the_roofline_adds_what_each_precision_takes() -> None:
+def test_the_roofline_adds_the_time_of_each_precision() -> None:
     rates = Rates(fp32=10.0, int8=40.0)
     assert lowest_rtf({"fp32": 5.0, "int8": 20.0}, rates) == pytest.approx(1.0)
     assert lowest_rtf({"fp16": 5.0}, rates) == pytest.approx(0.5)  # stored small, computed in fp32
@@ -118,7 +118,7 @@ def test_a_fresh_process_scores_and_tells_its_memory(tiny: Path, tmp_path: Path)
         fresh_process(tmp_path / "none.onnx")
 
 
-def test_what_lies_in_the_current_folder_is_not_run(
+def test_files_in_the_current_folder_are_not_executed(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "random.py").write_text("raise SystemExit('random.py was run')\n")  # numpy imports random
@@ -152,7 +152,7 @@ def test_the_verb_prints_json_lines_and_a_table(tiny: Path) -> None:
     assert len(header) == len(row)
 
 
-def test_the_verb_refuses_what_is_no_model(tmp_path: Path) -> None:
+def test_the_verb_rejects_invalid_models(tmp_path: Path) -> None:
     done = subprocess.run(
         [*COMMAND, "bench", "none.onnx"], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment()
     )

@@ -185,7 +185,7 @@ def test_no_label_is_brought_below_its_lowest_threshold() -> None:
     assert LEVELS[chosen.levels[0]] <= 0.7 < LEVELS[chosen.levels[0] + 1]
 
 
-def test_what_sets_the_margin_is_told_with_the_second_at_which_it_sounds(model: Model, tmp_path: Path) -> None:
+def test_limiting_false_accepts_are_reported_with_their_time(model: Model, tmp_path: Path) -> None:
     sounds = {"room": silence(1.0), "bell": np.concatenate([silence(0.5), tone(500, 0.1), silence(0.4)])}
     rows = {}
     for name, pcm in sounds.items():
@@ -200,7 +200,7 @@ def test_what_sets_the_margin_is_told_with_the_second_at_which_it_sounds(model: 
     assert 100.5 <= found.at_s <= 100.6
 
 
-def test_what_just_reaches_the_level_of_its_label_sets_the_margin() -> None:
+def test_a_false_accept_exactly_at_its_level_sets_the_margin() -> None:
     contract, quiet, loud = tiny_model.contract(), np.zeros((20, 4), np.float32), np.zeros((20, 4), np.float32)
     loud[8:14, 0] = LEVELS[HALF_INDEX] + 0.001
     recordings = [Recording(name, [rows], 0.4, [(name, 0.0)]) for name, rows in (("quiet", quiet), ("loud", loud))]
@@ -233,7 +233,7 @@ def test_the_curve_is_that_of_each_margin_alone() -> None:
     assert [(point["fa_per_hour"], point["fa_low"], point["fa_high"]) for point in curve] == expected
 
 
-def test_how_much_has_been_counted_is_told() -> None:
+def test_counting_reports_its_progress() -> None:
     told: list[float] = []
     recordings = [Recording(str(at), [rows_of(at, 40)], 2.0 + at, [("a.wav", 0.0)]) for at in range(3)]
     count_false_accepts(tiny_model.contract(), recordings, told.append)

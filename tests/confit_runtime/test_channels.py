@@ -42,7 +42,7 @@ def check(channels: Floats, rate: int = RATE, size: int = 1280) -> ChannelCheck:
 @pytest.mark.parametrize("rate", [16_000, 48_000])
 @pytest.mark.parametrize("softer", [1.0, 0.8, 0.1])
 @pytest.mark.parametrize("size", [800, 10**7])
-def test_clipped_sound_is_found_at_any_level_however_it_is_chopped(rate: int, softer: float, size: int) -> None:
+def test_clipping_is_found_at_any_level_and_chunk_size(rate: int, softer: float, size: int) -> None:
     sound = speech(rate)
     clipped = sixteen_bits(np.float32(softer) * np.clip(8 * sound, -1, 1))
     wanted = np.mean(np.abs(8 * sound) >= 1)  # a flat top of one or two samples is not one
@@ -69,7 +69,7 @@ def test_a_beep_is_not_clipped(frequency: int, rate: int, shape: np.ufunc, noise
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-4, 2e-3, 0.02])
-def test_what_is_quiet_is_not_clipped(level: float) -> None:
+def test_quiet_sound_is_not_clipped(level: float) -> None:
     hiss = np.random.default_rng(0).normal(0, level, 4 * RATE).astype(np.float32)
     for quiet in (sixteen_bits(hiss), sixteen_bits(level * speech()), np.full(RATE, level, np.float32)):
         assert clipping(quiet).share == 0.0

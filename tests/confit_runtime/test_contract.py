@@ -66,7 +66,7 @@ def test_a_missing_key_is_named(key: str) -> None:
         Contract.from_json(json.dumps(raw))
 
 
-def test_who_reads_a_file_of_another_version_is_told_what_to_do() -> None:
+def test_files_of_other_versions_get_advice_on_what_to_do() -> None:
     raw = json.loads(CONTRACT.to_json())
     with pytest.raises(ModelError, match=rf"schema {SCHEMA - 1} is from an older confit-edge.*export it again"):
         Contract.from_json(json.dumps({**raw, "schema": SCHEMA - 1, "pool_hops": 7}))
@@ -291,7 +291,7 @@ def test_weights_in_another_file_are_refused(where: str) -> None:
         read_sealed(seal(model.SerializeToString(), CONTRACT))
 
 
-def test_what_is_only_called_as_where_weights_lie_is_read() -> None:
+def test_names_that_resemble_external_data_are_accepted() -> None:
     model = onnx.load_from_string(GRAPH)
     model.graph.node[0].name = "location"
     assert read_sealed(seal(model.SerializeToString(), CONTRACT)).contract == CONTRACT

@@ -23,7 +23,7 @@ def test_many_clips_of_many_groups_need_no_caution() -> None:
 @pytest.mark.parametrize(
     ("clips", "groups", "named"), [(60, 4, "60 validation clips from 4 groups"), (29, 9, "from 9 groups")]
 )
-def test_few_clips_or_few_groups_are_told_of(clips: int, groups: int, named: str) -> None:
+def test_few_clips_or_groups_give_a_warning(clips: int, groups: int, named: str) -> None:
     (caution,) = data_warnings(data(clips, groups))
     assert named in caution
     # a binomial of that share shows no error in `groups` trials one time in twenty
@@ -32,7 +32,7 @@ def test_few_clips_or_few_groups_are_told_of(clips: int, groups: int, named: str
     assert "calibrate" in caution
 
 
-def test_only_clips_of_what_fires_count() -> None:
+def test_only_clips_of_labels_that_can_fire_count() -> None:
     """Ten clips of a wake word among hundreds of what it is told from prove little, whatever the accuracy."""
     few = {"train": {"clips": 7, "groups": 7}, "val": {"clips": 2, "groups": 2}, "test": {"clips": 1, "groups": 1}}
     unknown, alone, chosen = data_warnings({**data(115, 40), "own": few})
@@ -47,7 +47,7 @@ def test_only_clips_of_what_fires_count() -> None:
     assert data_warnings({**data(100, 40), "own": many}) == []
 
 
-def test_clips_without_groups_are_told_of() -> None:
+def test_clips_without_groups_give_a_warning() -> None:
     (caution,) = data_warnings(data(80, 80))
     assert "every clip is a group of its own" in caution
     said = {**data(80, 80), "grouped": False}

@@ -19,7 +19,7 @@ LEVELS = {
 }
 
 
-def test_thresholds_are_a_range_and_what_never_fires() -> None:
+def test_thresholds_are_described_as_a_range_and_silenced_labels() -> None:
     told = dict(facts(tiny_model.contract(thresholds=LEVELS), 1000))
     assert told["thresholds"] == "0.5 (mid) to 0.95 (low); never: high"
     assert told["thresholds from"] == "export, not calibrated since"
@@ -30,7 +30,7 @@ def test_thresholds_are_a_range_and_what_never_fires() -> None:
     )
 
 
-def test_what_was_missed_is_told_by_the_thresholds_that_missed_it() -> None:
+def test_misses_are_described_with_their_thresholds() -> None:
     fired = {"accuracy": 0.794, "low": 0.7, "high": 0.9, "n": 126}
     report = {"hours": 7.7, "fa_per_hour_bound": 0.3894, "confidence": 0.95, "target_fa_per_hour": 0.5}
     missed = {"clips": 540, "frr": 0.7, "frr_interval": [0.61, 0.789]}
@@ -47,7 +47,7 @@ def test_what_was_missed_is_told_by_the_thresholds_that_missed_it() -> None:
     )
 
 
-def test_int8_of_which_most_is_computed_in_fp32_is_told_of() -> None:
+def test_int8_models_computed_mostly_in_fp32_are_described_as_such() -> None:
     """As LSTMs are, which have no static int8."""
     nodes = {"LSTM": {"fp32": 3}, "MatMul": {"int8": 1}}
     cost = {"parameters": 1, "macs_per_second": {"fp32": 1_215_300_000, "int8": 300_000}, "nodes": nodes}

@@ -132,7 +132,7 @@ def test_hits_are_the_naive_loops(eighths: list[list[int]], how: Settings) -> No
 
 @settings(deadline=None)
 @given(score_rows, detection, st.lists(st.integers(0, 40), max_size=5))
-def test_chopping_and_reset_change_nothing(eighths: list[list[int]], how: Settings, cuts: list[int]) -> None:
+def test_chunk_sizes_and_reset_change_nothing(eighths: list[list[int]], how: Settings, cuts: list[int]) -> None:
     rows = as_rows(eighths)
     at_once = make(how)
     whole = at_once.push(rows)
@@ -148,7 +148,7 @@ def test_chopping_and_reset_change_nothing(eighths: list[list[int]], how: Settin
 
 @settings(deadline=None)
 @given(score_rows, detection, st.integers(1, 9))
-def test_rows_that_nobody_scored_are_a_pause(eighths: list[list[int]], how: Settings, gap: int) -> None:
+def test_unscored_rows_are_a_pause(eighths: list[list[int]], how: Settings, gap: int) -> None:
     how = how._replace(smoothing=1, refractory=0)  # what is heard anew is not smoothed with what was before
     rows, silence = as_rows(eighths), np.zeros((gap, 3), np.float32)
     heard, slept = make(how), make(how)
@@ -174,7 +174,7 @@ def test_a_hold_of_each_label_is_its_own() -> None:
         load("digits").stream(hold=5)  # type: ignore[arg-type]
 
 
-def test_a_hold_of_what_is_no_label_is_refused_but_where_names_may_come(tmp_path: Path) -> None:
+def test_a_hold_for_an_unknown_label_is_rejected_without_a_gallery(tmp_path: Path) -> None:
     digits = load("digits")
     with pytest.raises(UsageError, match=r"'sevn': digits has no such label .*; did you mean 'seven'\?"):
         digits.stream(hold=Hold(0, {"one": 1, "sevn": 5}))
@@ -206,7 +206,7 @@ def test_a_name_fires_after_two_matches_in_succession() -> None:
     assert detector.push(np.stack([bob, bob, bob, nobody, ada, ada])) == [Hit(1, 1.0, 6, 7), Hit(0, 1.0, 10, 11)]
 
 
-def test_a_changed_gallery_goes_on_where_the_former_was() -> None:
+def test_a_changed_gallery_keeps_the_detector_state() -> None:
     """To a name that is in both nothing has happened, wherever it stands in them; one that is new begins."""
     contract = tiny_model.contract(refractory_s=0.2)  # ten hops
     ada, bob, cem, nobody = np.eye(8, dtype=np.float32)[:4]
@@ -226,7 +226,7 @@ def test_a_changed_gallery_goes_on_where_the_former_was() -> None:
     assert again.released == [(29, 0), (31, 2)]  # and ada stays silent as long
 
 
-def test_rows_that_nobody_scored_are_not_smoothed_over() -> None:
+def test_smoothing_does_not_span_unscored_rows() -> None:
     detector = make(Settings(4, 1, 0, False, []))
     detector.push(np.zeros((3, 3), np.float32))
     detector.skip_to(10)

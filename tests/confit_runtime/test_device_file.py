@@ -110,7 +110,7 @@ def test_one_that_does_not_fit_is_refused(path: Path, changes: dict[str, Any], f
         load(path)
 
 
-def test_a_key_of_a_newer_version_is_told_of_and_one_that_lacks_is_to_be_made_again(path: Path) -> None:
+def test_unknown_and_missing_keys_give_advice(path: Path) -> None:
     raw = json.loads(device_file(path, version="9.1").to_json())
     device_path(path).write_text(json.dumps({**raw, "colour": "red"}))
     with pytest.raises(ModelError, match=r"unknown keys \(colour\): written by confit-edge 9\.1.*: update confit-edge"):

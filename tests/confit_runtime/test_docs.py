@@ -46,7 +46,7 @@ def test_enrolling_in_a_program(
     assert [line.split()[0] for line in heard] == ["marvin"]
 
 
-def test_who_speaks_is_told_as_it_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documented_speaker_output_is_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run(programs("enrollment.md")[0])
     printed = re.search(

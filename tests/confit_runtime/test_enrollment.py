@@ -65,7 +65,7 @@ def test_sounds_with_a_long_pause_between_are_prints_of_their_own(model: Model) 
     assert min(taken.embeddings @ both) > 0.5
 
 
-def test_a_click_is_no_sound_of_its_own_and_a_direct_current_is_none(digits: Model) -> None:
+def test_clicks_and_dc_offsets_are_not_separate_sounds(digits: Model) -> None:
     clip = np.concatenate([among(bell(), 0.5, 1.0), among(0.3 * tone(2000, 0.03), 0.5, 1.0)])
     assert len(extract_prints(digits, clip, "sound", "bell and click").embeddings) == 1
     shifted = extract_prints(digits, among(bell(), 1.5, 2.0) + np.float32(0.05), "sound", "direct current")
@@ -121,14 +121,14 @@ def test_of_prints_that_are_there_already_the_seconds_do_not_count_again() -> No
 
 
 @pytest.mark.parametrize("kind", ["sound", "speaker"])
-def test_floats_that_were_not_divided_by_their_scale_are_nobodys_prints(model: Model, kind: Kind) -> None:
+def test_unscaled_floats_cannot_be_enrolled(model: Model, kind: Kind) -> None:
     clip = np.round(32_767 * among(tone(500, 1.0), 0.5, 0.5)).astype(np.int16).astype(np.float32)
     for ask in (extract_prints, embed_query):
         with pytest.raises(AudioError, match=r"loud: holds samples up to .*32768 for int16"):
             ask(model, clip, kind, "loud")
 
 
-def test_segments_are_what_a_loop_over_frames_finds() -> None:
+def test_segments_match_a_naive_loop_over_frames() -> None:
     rng, frame = np.random.default_rng(0), RATE // 50
     for _ in range(30):
         loud = np.repeat(rng.random(rng.integers(4, 12)) < 0.5, rng.integers(10, 50))
@@ -149,7 +149,7 @@ def test_segments_are_what_a_loop_over_frames_finds() -> None:
 
 
 @pytest.mark.parametrize("level", [0.0, 3e-4, 3e-3, 3e-2])
-def test_a_quiet_room_is_nobody_in_a_gallery_of_sounds(digits: Model, tmp_path: Path, level: float) -> None:
+def test_a_quiet_room_matches_nobody_in_a_sound_gallery(digits: Model, tmp_path: Path, level: float) -> None:
     """A model of speech knows little of bells, and finds one nearer to silence than to anything it was trained on."""
     prints = extract_prints(digits, bell(), "sound", "bell").embeddings
     rows = digits.rows(room(4.0, level), RATE)[1]
@@ -162,7 +162,7 @@ def test_a_quiet_room_is_nobody_in_a_gallery_of_sounds(digits: Model, tmp_path: 
 
 
 @pytest.mark.parametrize(("kind", "reason"), [("sound", "stranger"), ("speaker", None)])
-def test_what_is_a_quiet_room_stands_in_the_file_and_counts_in_galleries_of_sounds(
+def test_quiet_rooms_are_stored_in_the_file_and_used_by_sound_galleries(
     tmp_path: Path, kind: Kind, reason: str | None
 ) -> None:
     plain = load(tiny_model.build(tmp_path / "plain.onnx"))

@@ -40,7 +40,7 @@ def snr_db(pcm: Pcm, sounds: list[SoundEvent], cuts: Sequence[int] = (), rate: i
 
 
 @pytest.mark.parametrize("ratio", [0.0, 7.0, 25.0])
-def test_the_ratio_is_that_of_the_sound_to_what_is_around_it(ratio: float) -> None:
+def test_the_snr_compares_a_sound_with_its_surroundings(ratio: float) -> None:
     noise = np.random.default_rng(0).standard_normal(4 * RATE).astype(np.float32) * 0.01
     signal = np.sin(np.arange(RATE) * 0.3).astype(np.float32) * np.float32(0.01 * math.sqrt(2) * 10 ** (ratio / 20))
     noise[int(1.5 * RATE) : int(2.5 * RATE)] += signal
@@ -148,7 +148,7 @@ def test_each_sound_has_its_own_ratio_without_being_looked_for(model: Model, tmp
     assert len(set(judged.snr_db)) > 50
 
 
-def test_what_is_set_never_to_fire_is_not_missed(tmp_path: Path) -> None:
+def test_silenced_labels_are_not_misses(tmp_path: Path) -> None:
     levels = {label: {"on": 1.01 if label == "low" else 0.6, "off": 0.3} for label in tiny_model.LABELS}
     mute = load(tiny_model.build(tmp_path / "tiny.onnx", thresholds=levels))
     path = tmp_path / "one.wav"
@@ -185,7 +185,7 @@ def test_latency_is_that_of_the_detection_that_found_the_sound(model: Model, tmp
     assert judged.latency_s == [pytest.approx(-0.2, abs=0.1), pytest.approx(-0.2, abs=0.1)]
 
 
-def test_what_is_found_when_the_recording_is_over_is_told_at_its_end(model: Model, tmp_path: Path) -> None:
+def test_detections_at_the_end_of_a_recording_are_reported(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "one.wav"
     soundfile.write(path, np.concatenate([silence(0.5), tone(3600, 0.04)]), RATE)
     judged = evaluate_recording(model, LabelledRecording(path, 0.54, [SoundEvent("high", 0.5, 0.54)]))

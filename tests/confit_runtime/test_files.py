@@ -79,7 +79,7 @@ def test_a_new_file_replaces_none_and_takes_no_name_that_another_is_being_writte
     assert sorted(tmp_path.iterdir()) == [writing, path]
 
 
-def test_what_a_killed_process_left_goes_and_what_another_is_writing_stays(tmp_path: Path) -> None:
+def test_leftovers_are_removed_and_files_in_progress_stay(tmp_path: Path) -> None:
     path = tmp_path / "a+.db"
     writing = f"""import time; from pathlib import Path; from confit_runtime.files import partial_folder
 with partial_folder(Path({str(path)!r})) as folder:
@@ -102,7 +102,7 @@ with partial_folder(Path({str(path)!r})) as folder:
         assert set(tmp_path.iterdir()) == set(others)
 
 
-def test_what_a_killed_process_left_of_a_file_goes_when_that_is_written(tmp_path: Path) -> None:
+def test_writing_a_file_removes_its_leftovers(tmp_path: Path) -> None:
     """As of a clip with somebody's voice, which is recorded again."""
     path, other = tmp_path / "0001.wav", tmp_path / ".0002.wav.0123abcd.partial"
     other.mkdir()
@@ -138,7 +138,7 @@ def test_a_folder_that_may_be_written_but_not_read_is_written_to() -> None:
         assert Path(dropped, "a").read_bytes() == b"a"
 
 
-def test_two_that_write_one_name_are_in_nobody_elses_way(tmp_path: Path) -> None:
+def test_concurrent_writers_of_one_file_do_not_interfere(tmp_path: Path) -> None:
     """As in two containers, where both have one process number."""
     with partial_folder(tmp_path / "a") as one, partial_folder(tmp_path / "a") as two:
         (one / "a").write_text("one")
@@ -146,7 +146,7 @@ def test_two_that_write_one_name_are_in_nobody_elses_way(tmp_path: Path) -> None
         assert (one / "a").read_text() == "one"
 
 
-def test_the_cache_is_where_it_is_said_to_be_or_in_the_home_or_of_no_home_in_what_is_temporary(
+def test_the_cache_is_in_the_configured_home_or_temporary_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CONFIT_EDGE_CACHE", str(tmp_path))
@@ -160,7 +160,7 @@ def test_the_cache_is_where_it_is_said_to_be_or_in_the_home_or_of_no_home_in_wha
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
-def test_what_was_decoded_is_for_its_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_private_to_its_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def mode(folder: Path) -> str:
         return oct(folder.stat().st_mode & 0o777)
 
@@ -178,9 +178,7 @@ def test_what_was_decoded_is_for_its_user_alone(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no folder for all")
-def test_without_a_home_what_somebody_laid_in_the_folder_for_all_is_no_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_temporary_cache_of_another_user_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CONFIT_EDGE_CACHE", raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

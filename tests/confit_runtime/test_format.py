@@ -428,7 +428,7 @@ CONSTANTS = {
 @pytest.mark.parametrize(
     "module", [matcher, voice_activity, enrollment, chunk_scorer, speaker], ids=lambda module: str(module.__name__)
 )
-def test_what_answers_hang_on_changes_with_the_schema_alone(module: Any) -> None:
+def test_constants_that_affect_answers_change_only_with_the_schema(module: Any) -> None:
     known = CONSTANTS[SCHEMA][module.__name__.rsplit(".", 1)[1]]
     assert {name: getattr(module, name) for name in known} == known, (
         "these change what every model and gallery answers: let the contract's SCHEMA go up with them, and docs/format.md"

@@ -6,7 +6,7 @@ from confit_runtime.formatting import format_interval, format_list, format_perce
 from confit_runtime.names import closest_name, format_known_names
 
 
-def test_of_many_names_the_first_are_told_and_how_many_more_there_are() -> None:
+def test_long_lists_show_the_first_names_and_a_count() -> None:
     names = [f"n{number}" for number in range(14)]
     assert format_list(names[:12]) == ", ".join(names[:12])
     assert format_list(names).endswith(", n11, and 2 more")
@@ -14,14 +14,14 @@ def test_of_many_names_the_first_are_told_and_how_many_more_there_are() -> None:
     assert format_quoted_list(names).endswith("'n10', 'n11', and 2 more")
 
 
-def test_names_that_differ_by_case_alone_are_both_told_to_who_misspelt_one() -> None:
+def test_names_that_differ_only_in_case_are_both_suggested() -> None:
     known = [*(f"guest {number}" for number in range(30)), "Ada", "ADA"]
     assert format_known_names("adaa", known).startswith("Ada, ADA, guest 0, ")
     assert format_known_names("adaa", known).endswith(", and 20 more")
     assert closest_name("adaa", known) == "Ada"
 
 
-def test_a_share_is_told_in_per_cent_with_its_interval() -> None:
+def test_shares_are_formatted_in_per_cent_with_their_interval() -> None:
     assert format_percent(0.9591, 0.931, 0.9779) == "95.9 % [93.1, 97.8]"
     assert format_percent(0.9591, 0.931, 0.9779, unit="") == "95.9 [93.1, 97.8]"
     assert format_percent(0.9591, float("nan"), float("nan")) == "95.9 %"

@@ -89,7 +89,7 @@ else:
 # keeping
 
 
-def test_what_is_enrolled_is_there_the_next_time(tmp_path: Path, model: Model) -> None:
+def test_enrolled_names_persist(tmp_path: Path, model: Model) -> None:
     path, prints = tmp_path / "a gallery? #1 100%.db", random_prints(3)
     with Gallery.open(path, model, create=True) as gallery:
         assert gallery.names() == {}
@@ -108,7 +108,7 @@ def test_what_is_enrolled_is_there_the_next_time(tmp_path: Path, model: Model) -
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not tell which files are open")
-def test_a_file_that_cannot_be_made_a_gallery_is_not_left_open(tmp_path: Path) -> None:
+def test_files_that_cannot_become_galleries_are_closed(tmp_path: Path) -> None:
     path = tmp_path / "gallery.db"
     path.write_bytes(b"no database" * 1000)
     with pytest.raises(GalleryError) as caught:
@@ -157,7 +157,7 @@ def test_of_many_names_an_error_tells_those_that_may_be_meant_and_how_many_more(
 
 
 @pytest.mark.parametrize("change", ["remove", "rename"])
-def test_nothing_is_left_of_what_was_removed(tmp_path: Path, model: Model, change: str) -> None:
+def test_removed_names_leave_nothing_in_the_file(tmp_path: Path, model: Model, change: str) -> None:
     path = tmp_path / "gallery.db"
     with Gallery.open(path, model, create=True) as gallery:
         for name in ("kept-one", "Rumpelstiltskin", "kept-two"):
@@ -219,7 +219,7 @@ def test_names_are_kept_in_one_form(name: str) -> None:
     assert clean == clean_name(clean) == unicodedata.normalize("NFC", name)
 
 
-def test_what_a_name_has_already_is_left_out_with_its_seconds(path: Path, model: Model) -> None:
+def test_existing_prints_are_left_out_with_their_seconds(path: Path, model: Model) -> None:
     prints = random_prints(3)
     with Gallery.open(path, model) as gallery:
         assert gallery.enroll("eve", prints[[0, 1, 0, 0]], sources=list("abcd"), voiced_s=4.0) == 2
@@ -285,7 +285,7 @@ def test_a_voice_is_enrolled_with_four_seconds_of_it(tmp_path: Path, model: Mode
 
 
 @pytest.mark.parametrize("name", ["unknown", "Unknown", " UNKNOWN "])
-def test_nobody_is_called_unknown(path: Path, tmp_path: Path, model: Model, name: str) -> None:
+def test_unknown_is_not_a_valid_name(path: Path, tmp_path: Path, model: Model, name: str) -> None:
     with Gallery.open(path, model) as gallery:
         with pytest.raises(UsageError, match="cannot be a name"):
             gallery.enroll(name, random_prints(1), sources=["one"], voiced_s=1.0)
@@ -404,7 +404,7 @@ def test_the_cohort_competes_as_the_unknown(tmp_path: Path) -> None:
         assert gallery.match(query[[1, 0, *range(2, DIM)]]).name == "north"
 
 
-def test_lists_are_embeddings_too_and_what_is_not_finite_is_none(path: Path, model: Model) -> None:
+def test_lists_are_valid_embeddings_and_nonfinite_values_are_not(path: Path, model: Model) -> None:
     with Gallery.open(path, model) as gallery:
         ada = gallery.prints("ada")[0].embedding
         assert gallery.match(ada.tolist()) == gallery.match(ada)
@@ -422,7 +422,7 @@ def test_lists_are_embeddings_too_and_what_is_not_finite_is_none(path: Path, mod
             gallery.match("ada")
 
 
-def test_a_model_that_fails_at_a_sound_names_nobody(path: Path, model: Model) -> None:
+def test_nonfinite_embeddings_match_nobody(path: Path, model: Model) -> None:
     with Gallery.open(path, model) as gallery:
         rows = np.repeat(gallery.prints("ada")[:1][0].embedding[None], 4, axis=0)
         assert [hit.row for hit in NameDetector(model.contract, gallery.matcher).push(rows)] == [1]
@@ -430,7 +430,7 @@ def test_a_model_that_fails_at_a_sound_names_nobody(path: Path, model: Model) ->
         assert [hit.row for hit in NameDetector(model.contract, gallery.matcher).push(rows)] == [3]
 
 
-def test_an_empty_gallery_knows_nobody(tmp_path: Path, model: Model) -> None:
+def test_an_empty_gallery_matches_nobody(tmp_path: Path, model: Model) -> None:
     with Gallery.open(tmp_path / "gallery.db", model, create=True) as gallery:
         match = gallery.match(random_prints(1)[0])
         assert (match.name, match.reason, match.nearest) == (None, "nobody", None)
@@ -584,7 +584,7 @@ def test_a_gallery_that_was_bound_to_another_model_meanwhile_is_refused(
             gallery.match(random_prints(1)[0])
 
 
-def test_prints_are_replaced_all_or_none(path: Path, tmp_path: Path, model: Model) -> None:
+def test_prints_are_replaced_atomically(path: Path, tmp_path: Path, model: Model) -> None:
     other = load(tiny_model.build(tmp_path / "other.onnx", embedding_id="another"))
     new = random_prints(3)
     with Gallery.open(path, model) as gallery, Gallery.open(path) as meanwhile:
@@ -607,7 +607,7 @@ def test_prints_are_replaced_all_or_none(path: Path, tmp_path: Path, model: Mode
         assert gallery.embedding_id == "another"
 
 
-def test_a_stream_hears_who_was_enrolled_or_removed_meanwhile(tmp_path: Path, model: Model) -> None:
+def test_a_stream_follows_changes_of_its_gallery(tmp_path: Path, model: Model) -> None:
     """And nobody fires anew for it who is still in the refractory time."""
     path, bell = tmp_path / "gallery.db", tone(2600, 0.5)
     print_ = model.embed(bell, RATE)[None]
@@ -688,7 +688,7 @@ def test_contents_that_make_no_sense_are_a_gallery_error(path: Path, model: Mode
         " SELECT 'x' AS embedding_id, 1 AS dim, 'x' AS model, 'sound' AS kind FROM c WHERE n < 0",  # without an end
     ],
 )
-def test_what_a_file_brings_of_its_own_is_refused_and_not_run(path: Path, model: Model, planted: str) -> None:
+def test_foreign_schema_objects_are_rejected_and_not_run(path: Path, model: Model, planted: str) -> None:
     with Gallery.open(path, model) as listening:
         assert listening.names() == {"ada": 3, "bob": 2}
         with closing(sqlite3.connect(path)) as db:

@@ -69,9 +69,7 @@ def test_a_gallery_of_the_first_schema_is_migrated_and_keeps_everything(tmp_path
 
 
 @pytest.mark.parametrize("old", [None, OLD, OLD_2])
-def test_who_has_a_print_is_asked_of_an_index_in_galleries_of_any_schema(
-    tmp_path: Path, model: Model, old: Path | None
-) -> None:
+def test_owner_lookups_use_an_index_in_every_schema(tmp_path: Path, model: Model, old: Path | None) -> None:
     path = tmp_path / "gallery.db"
     if old is not None:
         shutil.copy(old, path)
@@ -212,7 +210,7 @@ def test_of_an_old_gallery_that_cannot_be_written_each_change_is_seen(
             listing.remove("eve")
 
 
-def test_a_copy_in_memory_is_one_for_as_long_as_it_is_read(
+def test_a_copy_in_memory_is_consistent_while_it_is_read(
     tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = Path(shutil.copy(OLD, tmp_path / "gallery.db"))
@@ -259,7 +257,7 @@ def test_an_old_gallery_on_a_full_disk_is_read_and_migrated_once_there_is_room(
 # negative prints
 
 
-def test_a_negative_print_vetoes_what_it_is_nearer_to(tmp_path: Path, model: Model) -> None:
+def test_a_nearer_negative_print_vetoes_a_match(tmp_path: Path, model: Model) -> None:
     east, north, up = np.eye(DIM, dtype=np.float32)[:3]
     jingle = (0.8 * east + 0.6 * up).astype(np.float32)
     with Gallery.open(tmp_path / "gallery.db", model, create=True) as gallery:
@@ -349,7 +347,7 @@ def test_prints_that_agree_less_need_less() -> None:
     assert single.match(random_prints(1)[0]).threshold == 0.7  # one print says nothing of how alike they are
 
 
-def test_verification_asks_for_the_name_and_for_nobody_nearer() -> None:
+def test_verification_requires_that_no_other_name_is_nearer() -> None:
     east, north = np.eye(DIM, dtype=np.float32)[:2]
     prints = np.stack([east, north])
     matcher = Matcher(["east", "north"], [0, 1], prints, np.zeros((0, DIM), np.float32), levels=Levels(0.5, 0.03))
@@ -374,7 +372,7 @@ def test_two_names_too_close_to_tell_are_unknown_and_the_nearer_is_verified() ->
     assert matcher.verify("east", query).reason == "other"
 
 
-def test_a_name_is_asked_for_however_its_accents_are_spelt() -> None:
+def test_names_match_in_any_unicode_normalisation() -> None:
     zoe, spelt = unicodedata.normalize("NFC", "Zoë"), unicodedata.normalize("NFD", "Zoë")
     print_ = np.eye(DIM, dtype=np.float32)[:1]
     nothing = np.zeros((0, DIM), np.float32)
@@ -398,7 +396,7 @@ def test_a_margin_is_one_between_similarities(tmp_path: Path, model: Model, marg
     assert not (tmp_path / "gallery.db").exists()
 
 
-def test_a_threshold_is_of_somebody(tmp_path: Path, model: Model) -> None:
+def test_thresholds_require_an_enrolled_name(tmp_path: Path, model: Model) -> None:
     path = tmp_path / "gallery.db"
     with Gallery.open(path, model, create=True) as gallery:
         gallery.enroll("zoë", random_prints(1), sources=["x"], voiced_s=1.0)
@@ -518,7 +516,7 @@ def test_prints_do_not_come_under_a_second_name(tmp_path: Path, model: Model) ->
         assert one.names() == {"ada": 2, "robert": 1}
 
 
-def test_what_was_enrolled_before_is_carried_as_it_is(tmp_path: Path, model: Model) -> None:
+def test_carried_prints_are_not_checked_again(tmp_path: Path, model: Model) -> None:
     """Older versions enrolled one print under two names, and voices with too little: a copy of a gallery keeps all of it."""
     shared, own = random_prints(2)[:, None]
     with Gallery.open(tmp_path / "old.db", model, create=True, kind="speaker") as old:
@@ -587,7 +585,7 @@ def test_kept_audio_is_enrolled_again_with_another_model(tmp_path: Path, model: 
 
 
 @pytest.mark.parametrize("what", ["hours", "channels", "text"])
-def test_kept_audio_that_enroll_does_not_keep_is_told_of(tmp_path: Path, model: Model, what: str) -> None:
+def test_oversized_kept_audio_is_an_error(tmp_path: Path, model: Model, what: str) -> None:
     path = tmp_path / "gallery.db"
     with Gallery.open(path, model, create=True) as gallery:
         enroll_bell(gallery, model)
@@ -602,7 +600,7 @@ def test_kept_audio_that_enroll_does_not_keep_is_told_of(tmp_path: Path, model: 
         re_enroll_prints(gallery, model)
 
 
-def test_who_had_it_open_as_it_was_enrolled_again_adds_no_prints_of_the_old_model(tmp_path: Path, model: Model) -> None:
+def test_open_galleries_reject_old_prints_after_a_re_enrollment(tmp_path: Path, model: Model) -> None:
     path = tmp_path / "gallery.db"
     other = load(tiny_model.build(tmp_path / "other.onnx", embedding_id="another", name="other"))
     with Gallery.open(path, model, create=True) as gallery:
@@ -766,7 +764,7 @@ def test_after_any_change_the_matcher_is_that_of_the_whole_file(
                     assert sorted(near) == sorted(all_near)
 
 
-def test_of_a_gallery_that_was_read_only_what_is_new_is_read(tmp_path: Path, model: Model) -> None:
+def test_only_new_prints_are_read_again(tmp_path: Path, model: Model) -> None:
     path = tmp_path / "house.db"
     with Gallery.open(path, model, create=True) as gallery, Gallery.open(path) as other:
         for at in range(6):
@@ -811,7 +809,7 @@ def test_names_and_prints_are_read_at_one_moment(tmp_path: Path, model: Model) -
         assert tried == 1
 
 
-def test_who_listened_waits_as_long_for_a_change_as_anybody(tmp_path: Path, model: Model) -> None:
+def test_changes_after_listening_wait_for_the_full_timeout(tmp_path: Path, model: Model) -> None:
     path = tmp_path / "gallery.db"
     with Gallery.open(path, model, create=True) as gallery:
         assert gallery.matcher is gallery.matcher
@@ -824,7 +822,7 @@ def test_who_listened_waits_as_long_for_a_change_as_anybody(tmp_path: Path, mode
         other.close()
 
 
-def test_who_listens_does_not_wait_after_a_change_of_its_own(tmp_path: Path, model: Model) -> None:
+def test_listening_does_not_wait_after_its_own_change(tmp_path: Path, model: Model) -> None:
     path = tmp_path / "gallery.db"
     with (
         Gallery.open(path, model, create=True) as gallery,
@@ -871,7 +869,7 @@ def test_threads_share_a_gallery_while_another_program_enrolls(tmp_path: Path, m
         assert gallery.names() == {"ada": 1, "bob": 15, "carl": 15, "eve": 15}
 
 
-def test_who_listens_does_not_wait_for_another_threads_change(tmp_path: Path, model: Model) -> None:
+def test_listening_does_not_wait_for_another_thread(tmp_path: Path, model: Model) -> None:
     with Gallery.open(tmp_path / "gallery.db", model, create=True) as gallery, ThreadPoolExecutor(1) as pool:
         before = gallery.matcher
         with gallery.change():
@@ -882,7 +880,7 @@ def test_who_listens_does_not_wait_for_another_threads_change(tmp_path: Path, mo
         assert gallery.matcher.names == ("eve",)
 
 
-def test_a_change_that_came_to_nothing_leaves_nobody_in_the_matcher(tmp_path: Path, model: Model) -> None:
+def test_a_failed_change_leaves_nobody_in_the_matcher(tmp_path: Path, model: Model) -> None:
     ada, bob = np.eye(DIM, dtype=np.float32)[:2]
     with Gallery.open(tmp_path / "gallery.db", model, create=True) as gallery:
         gallery.enroll("ada", ada[None], sources=["x"], voiced_s=5.0)
@@ -897,9 +895,7 @@ def test_a_change_that_came_to_nothing_leaves_nobody_in_the_matcher(tmp_path: Pa
         assert gallery.match(bob).name is None
 
 
-def test_who_is_removed_within_a_change_leaves_a_smaller_file_behind(
-    tmp_path: Path, model: Model, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_removing_a_name_shrinks_the_file(tmp_path: Path, model: Model, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "gallery.db"
     with Gallery.open(path, model, create=True) as gallery:
         for name in ("ada", "bob"):
@@ -956,7 +952,7 @@ def test_a_closed_gallery_says_that_it_is_closed(tmp_path: Path, model: Model) -
         "a\u2066b",
     ],
 )
-def test_nobody_is_called_unknown_however_it_is_spelt(tmp_path: Path, model: Model, name: str) -> None:
+def test_unknown_is_not_a_valid_name_in_any_spelling(tmp_path: Path, model: Model, name: str) -> None:
     with Gallery.open(tmp_path / "house.db", model, create=True) as gallery:
         with pytest.raises(UsageError):
             gallery.enroll(name, random_prints(1), sources=["x"], voiced_s=5.0)
@@ -982,7 +978,7 @@ def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path: Path, model: Model
         assert gallery.names() == {"ada": 3, "eve": 2 * done.stdout.count("done")}
 
 
-def test_nothing_is_left_of_who_was_removed_where_the_file_cannot_be_made_smaller(
+def test_removed_names_are_erased_even_if_the_file_cannot_shrink(
     tmp_path: Path, model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The index of beginnings holds 8 bytes of each print, and SQLite does not overwrite all that it moves."""
@@ -1001,7 +997,7 @@ def test_nothing_is_left_of_who_was_removed_where_the_file_cannot_be_made_smalle
     assert not [blob for blob in prints if blob[:8] in data]
 
 
-def test_a_file_that_was_replaced_is_read_and_one_that_is_gone_is_nobody(
+def test_a_replaced_file_is_reloaded_and_a_missing_one_matches_nobody(
     tmp_path: Path, model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, other = tmp_path / "house.db", tmp_path / "backup.db"
@@ -1208,7 +1204,7 @@ def test_an_index_of_a_gallery_that_is_gone_is_erased_by_the_next(tmp_path: Path
 
 
 @pytest.mark.parametrize("how", ["symbolic", "hard", "folder"])
-def test_what_a_link_at_the_place_of_an_index_leads_to_stays_and_is_told_of(
+def test_the_target_of_a_link_at_the_index_path_is_kept(
     tmp_path: Path, model: Model, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     path, others = tmp_path / "gallery.db", tmp_path / "others"
@@ -1300,9 +1296,7 @@ prints = np.eye({DIM}, dtype=np.float32)
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 @pytest.mark.parametrize("what", ["replaced", "gone", "removed", "enrolled"])
-def test_an_index_is_of_the_prints_that_the_file_beside_it_holds(
-    tmp_path: Path, model: Model, what: str, when: str
-) -> None:
+def test_an_index_belongs_to_the_prints_of_its_gallery(tmp_path: Path, model: Model, what: str, when: str) -> None:
     pytest.importorskip("usearch", reason="the index extra is not installed")
     folder, other = tmp_path / "house", tmp_path / "other.db"
     folder.mkdir()
@@ -1337,7 +1331,7 @@ def test_an_index_is_of_the_prints_that_the_file_beside_it_holds(
             assert not gallery.index_path.exists()
 
 
-def test_who_listens_with_an_index_that_is_erased_meanwhile_knows_everybody_on(tmp_path: Path, model: Model) -> None:
+def test_matching_survives_an_erased_index(tmp_path: Path, model: Model) -> None:
     pytest.importorskip("usearch", reason="the index extra is not installed")
     path, prints = tmp_path / "gallery.db", random_prints(300)
     with Gallery.open(path, model, create=True) as gallery:
@@ -1353,7 +1347,7 @@ def test_who_listens_with_an_index_that_is_erased_meanwhile_knows_everybody_on(t
             assert [matcher.match(print_).nearest for print_ in prints] == exact
 
 
-def test_who_listens_as_an_index_is_restored_in_place_knows_everybody_on(tmp_path: Path, model: Model) -> None:
+def test_matching_survives_an_index_restored_in_place(tmp_path: Path, model: Model) -> None:
     """In a process of its own: one that reads what is cut short is killed."""
     pytest.importorskip("usearch", reason="the index extra is not installed")
     script = """
@@ -1375,7 +1369,7 @@ for length in (0, 40, len(whole) // 2):
     assert (done.returncode, done.stdout.split()) == (0, ["True"] * 3), done.stderr
 
 
-def test_an_index_that_is_cut_short_is_none(tmp_path: Path) -> None:
+def test_a_truncated_index_is_not_used(tmp_path: Path) -> None:
     pytest.importorskip("usearch", reason="the index extra is not installed")
     path, prints = tmp_path / "many.index", random_prints(500)
     digest = build_index(path, np.arange(500), prints)

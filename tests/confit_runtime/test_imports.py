@@ -34,7 +34,7 @@ def test_measuring_sound_opens_no_microphone() -> None:
 
 
 @pytest.mark.parametrize(("chosen", "then"), [({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0")])
-def test_onnxruntime_tells_nobody_unless_it_was_asked_to(chosen: dict[str, str], then: str) -> None:
+def test_onnxruntime_telemetry_is_off_unless_enabled(chosen: dict[str, str], then: str) -> None:
     script = "import os, confit_runtime; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     env = {**{name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}, **chosen}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env)

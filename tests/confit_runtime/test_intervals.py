@@ -117,7 +117,7 @@ def test_six_groups_of_eight_that_are_alike_are_worth_fewer_clips() -> None:
 
 @pytest.mark.parametrize(("share", "alike"), [(0.05, 0.05), (0.05, 0.2), (0.3, 0.2)])
 @pytest.mark.parametrize(("groups", "clips"), [(5, 20), (10, 20), (18, 29)])
-def test_the_true_share_is_inside_as_often_as_is_said(share: float, alike: float, groups: int, clips: int) -> None:
+def test_intervals_have_their_nominal_coverage(share: float, alike: float, groups: int, clips: int) -> None:
     """And is no wider for it than a mean of independent groups would be, but for a half."""
     rng, worlds, inside, width = np.random.default_rng(0), 200, 0, 0.0
     names = [str(at // clips) for at in range(groups * clips)]

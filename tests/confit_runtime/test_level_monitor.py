@@ -30,22 +30,22 @@ def told(*spells: tuple[Floats, int], size: int = RATE // 10) -> list[tuple[str,
 
 
 @pytest.mark.parametrize("size", [RATE // 100, RATE // 10, RATE // 2])
-def test_a_muted_microphone_is_told_of_once_and_again_when_it_is_heard(size: int) -> None:
+def test_a_muted_microphone_is_reported_once_and_again_when_it_is_back(size: int) -> None:
     heard = told((HEARD, 10), (silence(1.0), 300), (HEARD, 1), size=size)
     assert heard == [("silent", 40.0), ("fine", round(310 + size / RATE, 1))]
 
 
-def test_what_is_faint_or_pauses_is_not_muted() -> None:
+def test_faint_or_pausing_sound_is_not_muted() -> None:
     assert told((silence(1.0), 29), (HEARD, 1), (silence(1.0), 29)) == []
     assert told((np.where(np.arange(RATE) == 9, 1 / 32_768, 0).astype(np.float32), 200)) == []
 
 
-def test_a_noise_gate_is_told_of_ever_more_seldom() -> None:
+def test_silence_notices_become_less_frequent() -> None:
     states = told(*[(silence(1.0), 70), (HEARD, 1)] * 20)
     assert [state for state, _ in states] == ["silent", "fine"] * 2  # after 30 s, then after 60, then never
 
 
-def test_a_clipped_microphone_is_told_of_once_and_again_when_it_is_not() -> None:
+def test_clipping_is_reported_when_it_begins_and_ends() -> None:
     assert told((CLIPPED, 150), (HEARD, 100)) == [("clipped", 60.0), ("fine", 240.0)]
     assert told((CLIPPED, 70), (silence(1.0), 200), (HEARD, 1)) == [
         ("clipped", 60.0),
@@ -55,7 +55,7 @@ def test_a_clipped_microphone_is_told_of_once_and_again_when_it_is_not() -> None
 
 
 @pytest.mark.parametrize("size", [RATE // 100, RATE // 10, RATE // 2])
-def test_sound_that_was_clipped_and_then_made_softer_is_told_of(size: int) -> None:
+def test_attenuated_clipping_is_reported(size: int) -> None:
     speech = load_clip(DATA / "digits-real" / "seven.ogg", RATE)
     speech = np.resize(speech / np.abs(speech).max(), RATE)
     clipped = (0.8 * np.clip(10 * speech, -1.0, 1.0)).astype(np.float32)
@@ -82,7 +82,7 @@ def test_a_listener_tells_it_of_live_sound(model: Model, live: bool) -> None:
 
 @pytest.mark.parametrize("live", [True, False])
 @pytest.mark.parametrize("kind", ["source", "client"])
-def test_channels_that_cancel_each_other_are_told_of_and_not_called_silent(model: Model, live: bool, kind: str) -> None:
+def test_cancelling_channels_are_reported_as_cancelled_not_silent(model: Model, live: bool, kind: str) -> None:
     """Whether a source of confit-edge averages them, or a program gives all channels."""
     opposite = np.tile(np.stack([HEARD, -HEARD], axis=1), (40, 1))
     alike = np.tile(np.stack([HEARD, HEARD], axis=1), (12, 1))

@@ -95,7 +95,7 @@ def direct(model: Model) -> list[tuple[str, int, int]]:
 # one loop
 
 
-def test_a_listener_hears_what_its_streams_do_and_tells_gaps_once(model: Model) -> None:
+def test_a_listener_reports_what_its_streams_detect_and_each_gap_once(model: Model) -> None:
     pcm = scene()
     first, second = chunks(pcm[:12_000]), chunks(pcm[12_000:])
     gaps = [Gap(800, "too slow"), Notice("away", "gone"), Gap(900, "gone"), Gap(1100, "gone"), Notice("back", "here")]
@@ -115,7 +115,7 @@ def test_a_listener_hears_what_its_streams_do_and_tells_gaps_once(model: Model) 
     assert (listener.samples, listener.dropped_samples) == (len(pcm) + 2800, 2800)
 
 
-def test_a_gap_at_the_end_is_told_too(model: Model) -> None:
+def test_a_gap_at_the_end_is_reported(model: Model) -> None:
     listener = Listener([model.stream()], "", RATE)
     events = list(listener.follow(Scripted([*chunks(scene()), Gap(50, "late")])))
     assert [event for event in events if isinstance(event, Gap)] == [Gap(50, "late")]
@@ -168,7 +168,7 @@ def test_a_listener_that_a_gap_has_filled_hears_no_more(model: Model) -> None:
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf"), "2"])
-def test_nobody_listens_for_less_than_no_time(model: Model, seconds: Any) -> None:
+def test_negative_listening_times_are_rejected(model: Model, seconds: Any) -> None:
     with pytest.raises(UsageError, match=f"must be a number of seconds, 0 or more; it is {seconds!r}"):
         list(listen(model, Scripted(chunks(scene())), seconds=seconds))
 
@@ -216,7 +216,7 @@ def test_a_long_chunk_is_heard_in_parts_that_taps_can_hold(model: Model) -> None
 
 
 @pytest.mark.parametrize("lost_s", [0.5, 3.0, 3600.0])
-def test_taps_still_hold_the_sound_of_what_a_gap_completes(model: Model, lost_s: float) -> None:
+def test_taps_keep_the_sound_of_detections_that_a_gap_completes(model: Model, lost_s: float) -> None:
     """A gap is as long as a laptop sleeps, and a tap keeps the last seconds."""
 
     class Held(RecentAudio):
@@ -237,7 +237,7 @@ def test_taps_still_hold_the_sound_of_what_a_gap_completes(model: Model, lost_s:
     np.testing.assert_array_equal(held.between(now, now + RATE), tone(500, 0.05))
 
 
-def test_what_is_kept_back_has_no_end_and_what_is_lost_ends_what_was_told(model: Model) -> None:
+def test_withheld_detections_have_no_end_and_gaps_end_reported_ones(model: Model) -> None:
     class NoMid(Tap):
         def judge(self, detection: Detection) -> Detection | None:
             return None if detection.label == "mid" else dataclasses.replace(detection, speaker="ada")
@@ -255,7 +255,7 @@ def test_what_is_kept_back_has_no_end_and_what_is_lost_ends_what_was_told(model:
         )  # the gap is told after what it ended
 
 
-def test_a_stream_that_tells_of_ends_is_not_listened_to_by_who_would_not_hear_of_them(model: Model) -> None:
+def test_listen_rejects_streams_with_ends(model: Model) -> None:
     source = Scripted(chunks(scene()))
 
     async def hear() -> None:
@@ -272,7 +272,7 @@ def test_a_stream_that_tells_of_ends_is_not_listened_to_by_who_would_not_hear_of
     assert not source.left.is_set()  # it was not even opened
 
 
-def test_when_nothing_comes_for_a_while_what_is_on_its_way_is_told(model: Model) -> None:
+def test_a_pause_completes_pending_detections(model: Model) -> None:
     """As by a pipe whose writer sends only while somebody speaks."""
     pcm, cut = scene(), round(0.44 * RATE)  # the low tone has just begun
     listener = Listener([model.stream(ends=True)], "", RATE)
@@ -325,7 +325,7 @@ def test_a_pause_is_one_whatever_came_before_it(before: tuple[Gap | Pause, ...],
     assert [event.label for event in heard if isinstance(event, Detection)] == ["seven"]
 
 
-def test_who_sends_only_words_is_heard_from_the_first_on() -> None:
+def test_clients_that_send_only_speech_are_heard_from_the_first_word() -> None:
     digits = load("digits")
     seven, rate = soundfile.read(DATA / "digits-real" / "seven.ogg", dtype="float32")
     pcm = (seven * 32767).astype("<i2").tobytes()
@@ -340,7 +340,7 @@ def test_who_sends_only_words_is_heard_from_the_first_on() -> None:
     assert asyncio.run(main()) == ["seven"]
 
 
-def test_what_fired_before_a_pause_stays_silent_for_its_refractory_time(tmp_path: Path) -> None:
+def test_the_refractory_time_spans_a_pause(tmp_path: Path) -> None:
     patient = load(tiny_model.build(tmp_path / "patient.onnx", refractory_s=1.5))
     listener = Listener([patient.stream()], "", RATE)
     events = []
@@ -364,9 +364,7 @@ def test_a_label_and_a_name_called_alike_have_an_end_each(model: Model, tmp_path
     assert [event.enrolled for event in lows] == [True, False, True, False]  # a label's scores are smoothed
 
 
-def test_of_a_name_that_is_kept_back_the_end_is_not_told_for_that_of_a_label_called_alike(
-    model: Model, tmp_path: Path
-) -> None:
+def test_ends_of_names_and_labels_with_equal_spelling_are_distinct(model: Model, tmp_path: Path) -> None:
     class LabelsAlone(Tap):
         def judge(self, detection: Detection) -> Detection | None:
             return None if detection.enrolled else detection
@@ -398,7 +396,7 @@ def test_taps_hear_everything_and_judge_in_turn(model: Model) -> None:
     np.testing.assert_array_equal(heard, np.append(scene(), np.full(30, np.nan, np.float32)))
 
 
-def test_what_a_tap_is_lent_it_cannot_change(model: Model) -> None:
+def test_taps_get_read_only_arrays(model: Model) -> None:
     class Louder(Tap):
         def hear(self, pcm: Floats, rate: int) -> None:
             pcm *= 2
@@ -426,7 +424,7 @@ def test_taps_hear_integers_and_channels_as_the_streams_do(model: Model) -> None
     np.testing.assert_allclose(np.concatenate(heard), scene() / 2, atol=1e-4)
 
 
-def test_what_listens_and_what_is_heard_may_come_in_several_forms(
+def test_listen_accepts_models_streams_and_sources_in_any_form(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -442,7 +440,7 @@ def test_what_listens_and_what_is_heard_may_come_in_several_forms(
 
 
 @pytest.mark.parametrize("models", ["digits", Path("digits"), ["digits"], None, []])
-def test_what_is_no_model_does_not_listen(models: Any) -> None:
+def test_listen_rejects_invalid_models(models: Any) -> None:
     source = Scripted([])
     with pytest.raises(UsageError, match=r"load\(\.\.\.\)"):
         list(listen(models, source))
@@ -457,7 +455,7 @@ def test_what_is_no_model_does_not_listen(models: Any) -> None:
 
 
 @pytest.mark.parametrize("source", [5, None, [(silence(0.1), RATE)]])
-def test_what_is_no_source_is_not_listened_to(model: Model, source: Any) -> None:
+def test_listen_rejects_invalid_sources(model: Model, source: Any) -> None:
     async def hear() -> None:
         async for _ in listen_async(model, source):
             pass
@@ -485,7 +483,7 @@ def test_a_source_that_cannot_be_stopped_is_listened_to_all_the_same(model: Mode
         ((silence(0.1), None), "sample rate must be a number in Hz, got None"),
     ],
 )
-def test_what_a_source_may_not_give_is_refused_and_not_passed_over(model: Model, item: Any, what: str) -> None:
+def test_invalid_source_items_are_rejected(model: Model, item: Any, what: str) -> None:
     async def client() -> AsyncIterator[Any]:
         while True:
             yield item
@@ -592,7 +590,7 @@ def test_a_model_hears_a_recording_from_its_very_beginning() -> None:
     assert list(listen(digits, live)) == []
 
 
-def test_two_models_of_one_name_could_not_be_told_apart(model: Model, windowed: Model) -> None:
+def test_models_need_distinct_names(model: Model, windowed: Model) -> None:
     with pytest.raises(UsageError, match="2 of the models are named tiny: their detections could not be told apart"):
         list(listen([model, windowed], Scripted(chunks(scene()))))
     with pytest.raises(UsageError, match="2 of the models are named tiny"):
@@ -619,7 +617,7 @@ def test_a_stream_that_heard_a_file_is_live_again(model: Model) -> None:
     assert stream.live
 
 
-def test_the_next_source_begins_anew_even_after_one_that_failed(model: Model) -> None:
+def test_a_stream_restarts_after_a_failed_source(model: Model) -> None:
     stream = model.stream()
     torn = Scripted([*chunks(scene(8000), 8000)[:9], (np.full(9, np.nan, np.float32), 8000)])
     torn.rate, torn.live = 8000, False
@@ -628,7 +626,7 @@ def test_the_next_source_begins_anew_even_after_one_that_failed(model: Model) ->
     assert places(list(listen(stream, Scripted(chunks(scene()))))) == direct(model)
 
 
-def test_what_was_on_its_way_is_told_before_a_connection_that_was_reset(model: Model) -> None:
+def test_pending_detections_precede_a_connection_error(model: Model) -> None:
     pcm = np.round(scene()[: round(0.44 * RATE)] * 32_767).astype("<i2")  # low has just begun
     stream = model.stream()
     assert not stream.accept(pcm, RATE)
@@ -654,7 +652,7 @@ def test_what_was_on_its_way_is_told_before_a_connection_that_was_reset(model: M
     assert places(found) == wanted != []
 
 
-def test_what_was_on_its_way_is_told_before_whatever_else_a_source_raises(model: Model) -> None:
+def test_pending_detections_precede_any_source_error(model: Model) -> None:
     class Breaks(Scripted):
         def __iter__(self) -> Iterator[Chunk | Gap | Notice | Pause]:
             yield from super().__iter__()
@@ -689,9 +687,7 @@ def test_sound_that_comes_faster_than_time_passes_has_no_time_of_day(model: Mode
     assert listener.time_of(0) is None
 
 
-def test_a_gap_began_when_the_chunk_before_it_came_however_much_comes_at_once_after_it(
-    model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gap_starts_at_the_last_chunk_despite_a_burst_after_it(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when a network stream is back: the gap is the time that nobody kept."""
     now, began = 1000.0, list[float | None]()
     monkeypatch.setattr(time, "time", lambda: now)
@@ -797,7 +793,7 @@ def test_a_microphone_that_fails_in_every_way_still_hears(model: Model) -> None:
 
 
 @pytest.mark.parametrize(("rate", "told"), [(8_000, 1), (RATE, 0), (44_100, 0)])
-def test_a_source_below_the_models_rate_is_told_of_once(model: Model, tmp_path: Path, rate: int, told: int) -> None:
+def test_a_source_below_the_models_rate_is_reported_once(model: Model, tmp_path: Path, rate: int, told: int) -> None:
     other = load(tiny_model.build(tmp_path / "other.onnx", name="other"))
     listener = Listener([model.stream(), other.stream()], "phone", rate)
     events = list(listener.follow(Scripted(chunks(scene(rate), rate))))
@@ -814,7 +810,9 @@ def test_a_source_below_the_models_rate_is_told_of_once(model: Model, tmp_path: 
     ("highest_hz", "rate", "told"),
     [(3_800.0, 8_000, False), (3_800.0, 6_000, True), (7_500.0, 15_000, False), (8_000.0, 15_000, True)],
 )
-def test_what_no_front_end_hears_is_not_missed(tmp_path: Path, highest_hz: float, rate: int, told: bool) -> None:
+def test_frequencies_above_the_front_end_are_not_missed(
+    tmp_path: Path, highest_hz: float, rate: int, told: bool
+) -> None:
     model = load(tiny_model.build(tmp_path / "tiny.onnx", highest_hz=highest_hz))
     events = Listener([model.stream()], "phone", rate).take((silence(0.1, rate), rate))
     assert [isinstance(event, Notice) for event in events] == [True] * told
@@ -844,7 +842,7 @@ class Slow(Tap):
         ((20.0, 1.5), True, 2),
     ],
 )
-def test_who_takes_longer_to_hear_than_the_sound_lasts_is_told(
+def test_slow_processing_is_reported(
     model: Model, monkeypatch: pytest.MonkeyPatch, times: tuple[float, ...], live: bool, told: int
 ) -> None:
     monkeypatch.setattr(listener_module, "PACE_S", 0.2)
@@ -939,7 +937,7 @@ def test_an_event_may_be_waited_for_for_a_while_only(model: Model) -> None:
     assert timeouts
 
 
-def test_a_client_that_pauses_is_told_what_was_on_its_way(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pausing_client_gets_its_pending_detections(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
 
     async def client(*, tells: bool) -> AsyncIterator[Chunk | Pause]:
@@ -1023,7 +1021,7 @@ def test_a_client_whose_own_task_was_cancelled_has_not_ended(model: Model) -> No
     asyncio.run(main())
 
 
-def test_what_a_client_raises_is_raised_and_one_that_is_waited_for_is_closed(model: Model) -> None:
+def test_client_errors_are_raised_and_waiting_clients_closed(model: Model) -> None:
     closed: list[str] = []
 
     async def client(*, fails: bool) -> AsyncIterator[Chunk]:
@@ -1103,7 +1101,7 @@ def test_a_cancelled_task_leaves_no_thread_at_its_stream(model: Model) -> None:
     asyncio.run(main())
 
 
-def test_what_a_source_raises_when_it_was_left_is_logged(model: Model, caplog: pytest.LogCaptureFixture) -> None:
+def test_errors_of_abandoned_sources_are_logged(model: Model, caplog: pytest.LogCaptureFixture) -> None:
     class Breaking(Scripted):
         def __exit__(self, *details: object) -> None:
             super().__exit__(*details)
@@ -1319,7 +1317,7 @@ def listener_of(*models: Model, rate: int = RATE) -> Listener:
 
 
 @pytest.mark.parametrize("as_a_client", [False, True])
-def test_asyncio_is_told_all_that_follow_tells(model: Model, other: Model, as_a_client: bool) -> None:
+def test_follow_async_yields_what_follow_yields(model: Model, other: Model, as_a_client: bool) -> None:
     wanted = list(listener_of(model, other).follow(Scripted([Pause(), *GIVEN])))
     assert {(type(event), getattr(event, "model", "")) for event in wanted} == {
         *((kind, name) for kind in (Detection, Ended) for name in ("tiny", "other")),
@@ -1333,7 +1331,7 @@ def test_asyncio_is_told_all_that_follow_tells(model: Model, other: Model, as_a_
 
 
 @pytest.mark.parametrize("as_a_client", [False, True])
-def test_many_that_are_slow_are_told_everything_in_order(
+def test_slow_readers_get_all_events_in_order(
     model: Model, other: Model, monkeypatch: pytest.MonkeyPatch, as_a_client: bool
 ) -> None:
     monkeypatch.setattr(asynchronous, "_MAX_PENDING_EVENTS", 2)  # then the source waits
@@ -1355,7 +1353,7 @@ def test_many_that_are_slow_are_told_everything_in_order(
 
 
 @pytest.mark.parametrize("as_a_client", [False, True])
-def test_who_stops_the_source_is_told_what_was_on_its_way(model: Model, as_a_client: bool) -> None:
+def test_stopping_the_source_completes_pending_detections(model: Model, as_a_client: bool) -> None:
     source = Scripted(chunks(np.concatenate([scene(), tone(500, 2.0)])), endless=True)
 
     async def hear() -> list[str]:
@@ -1427,7 +1425,7 @@ def test_a_source_that_does_not_open_leaves_the_stream_free(model: Model) -> Non
 
 
 @pytest.mark.parametrize("as_a_client", [False, True])
-def test_an_end_is_told_before_what_the_source_raises(model: Model, as_a_client: bool) -> None:
+def test_ends_precede_source_errors(model: Model, as_a_client: bool) -> None:
     class Breaks(Scripted):
         def __iter__(self) -> Iterator[Chunk | Gap | Notice | Pause]:
             yield from super().__iter__()
@@ -1459,7 +1457,7 @@ def test_a_listener_hears_a_short_gap_as_the_silence_that_its_taps_keep(model: M
     np.testing.assert_array_equal(tap.between(0, len(pcm)), zeroed)
 
 
-def test_what_a_gap_completes_is_told_while_it_lasts(model: Model) -> None:
+def test_detections_completed_by_a_gap_are_reported_during_it(model: Model) -> None:
     listener = Listener([model.stream()], "", RATE)
     told = [*listener.take((np.append(silence(0.3), tone(500, 0.05)), RATE)), *listener.take(Gap(RATE // 4, "late"))]
     assert [event.label for event in told if isinstance(event, Detection)] == ["low"]

@@ -116,7 +116,7 @@ def test_a_sound_file_in_place_of_a_model_is_named_as_such() -> None:
 
 
 @pytest.mark.parametrize("count", [0, -5, 1.5, float("nan"), float("inf"), "2", None])
-def test_what_is_no_number_of_things_is_a_usage_error(tiny: Path, model: Model, tmp_path: Path, count: Any) -> None:
+def test_invalid_counts_are_usage_errors(tiny: Path, model: Model, tmp_path: Path, count: Any) -> None:
     """A stream that had skipped 1.5 samples told of half ones from then on."""
     attempts: list[tuple[str, Callable[[], object]]] = [
         ("number of threads", lambda: load(tiny, threads=count)),
@@ -140,9 +140,7 @@ def test_a_whole_number_may_be_of_any_type(model: Model) -> None:
     assert len(model.batch(np.int64(2)).push(np.zeros((2, HOP)))[0]) == 2
 
 
-def test_a_run_and_a_name_without_its_ending_are_told_apart_from_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_and_missing_suffixes_have_their_own_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my runs" / "a").mkdir(parents=True)
     with pytest.raises(UsageError, match=r"my runs/a: is a folder, not a model file$"):
@@ -258,7 +256,7 @@ def test_a_windowed_and_a_streaming_model_agree(model: Model, windowed: Model) -
 @pytest.mark.parametrize("rate", RATES)
 @settings(max_examples=6, deadline=None)
 @given(cuts=st.lists(st.floats(0, 1), max_size=30))
-def test_events_do_not_depend_on_the_chopping(model: Model, gallery: Gallery, rate: int, cuts: list[float]) -> None:
+def test_events_do_not_depend_on_chunk_sizes(model: Model, gallery: Gallery, rate: int, cuts: list[float]) -> None:
     sound = SCENES[rate]
     wanted = heard(model.stream(gallery), [sound], rate)
     assert [event.label for event in wanted] == ["low", "bell", "mid", "low"]
@@ -292,9 +290,7 @@ def test_a_sound_has_ended_where_its_score_fell_below_the_low_threshold(model: M
         assert ends[0].end_sample == fell * HOP - contract.latency_samples - HOP // 2
 
 
-def test_a_name_that_sounds_goes_on_while_others_are_enrolled_and_ends_when_it_is_removed(
-    tmp_path: Path, model: Model
-) -> None:
+def test_a_sounding_name_survives_enrollments_and_ends_on_removal(tmp_path: Path, model: Model) -> None:
     with Gallery.open(tmp_path / "gallery.db", model, create=True) as changed:
         changed.enroll("bell", model.embed(chord(BELL, 0.5), RATE)[None], sources=["a"], voiced_s=0.5)
         stream, sound = model.stream(changed, ends=True), np.split(chord(BELL, 6.0), 3)
@@ -311,9 +307,7 @@ def test_a_name_that_sounds_goes_on_while_others_are_enrolled_and_ends_when_it_i
 
 @pytest.mark.parametrize("how", ["skip", "mute", "finish", "removed"])
 @pytest.mark.parametrize("gate", [False, True])
-def test_what_pauses_when_no_more_is_heard_has_ended_as_its_pause_began(
-    tmp_path: Path, model: Model, how: str, gate: bool
-) -> None:
+def test_a_pausing_sound_ends_where_its_pause_began(tmp_path: Path, model: Model, how: str, gate: bool) -> None:
     with Gallery.open(tmp_path / "gallery.db", model, create=True) as gallery:
         gallery.enroll("bell", model.embed(chord(BELL, 0.5), RATE)[None], sources=["a"], voiced_s=0.5)
         hold = Hold(60.0, {"low": 0.0})
@@ -352,7 +346,7 @@ def test_an_enrolled_name_that_pauses_is_held_while_others_are_enrolled(tmp_path
     assert 4.9 <= ended.end_s <= 5.2
 
 
-def test_who_hears_next_is_not_told_what_nobody_took(model: Model) -> None:
+def test_a_reset_discards_untaken_events(model: Model) -> None:
     stream = model.stream(ends=True)
     stream.accept(scene(RATE), RATE)
     stream.reset()
@@ -365,7 +359,7 @@ def test_who_hears_next_is_not_told_what_nobody_took(model: Model) -> None:
 
 
 @pytest.mark.parametrize("how", ["skip", "mute", "reset", "gate"])
-def test_what_sounds_when_no_more_is_heard_has_ended_there(tmp_path: Path, how: str) -> None:
+def test_a_sound_ends_where_listening_stopped(tmp_path: Path, how: str) -> None:
     """A sensor that is on must not stay so: of a model whose low threshold silence does not reach, too."""
     levels = {label: {"on": 0.6, "off": 1e-9} for label in LABELS}
     model = load(tiny_model.build(tmp_path / "tiny.onnx", thresholds=levels))
@@ -408,7 +402,7 @@ def test_events_do_not_depend_on_the_chunk_length(
     assert heard(model.stream(), parts, rate) == heard(model.stream(), [sound], rate)
 
 
-def test_events_do_not_depend_on_the_chopping_without_latency(tmp_path: Path) -> None:
+def test_events_do_not_depend_on_chunk_sizes_without_latency(tmp_path: Path) -> None:
     """An end that lies ahead of the newest row must not depend on how much the source has delivered already."""
     model = load(tiny_model.build(tmp_path / "tiny.onnx", latency_samples=0))
     sound = SCENES[RATE]
@@ -491,7 +485,7 @@ def cut(sound: Floats, cuts: list[float]) -> list[Floats]:
     cuts=st.lists(st.floats(0, 1), max_size=12),
     hold=st.sampled_from([0.0, 0.15]),
 )
-def test_a_short_gap_is_heard_as_silence_in_place_of_what_was_lost(
+def test_a_short_gap_is_heard_as_silence(
     kind: str,
     rate: int,
     gaps: list[tuple[float, float]],
@@ -533,7 +527,7 @@ def test_a_skip_gives_the_detections_that_its_silence_completes(model: Model) ->
 
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("pieces", [1, 7])
-def test_after_a_long_gap_a_stream_begins_anew_on_its_clock(
+def test_after_a_long_gap_a_stream_restarts_on_its_clock(
     model: Model, gallery: Gallery, rate: int, pieces: int
 ) -> None:
     """A second of it is heard as silence; the rest moves the clock, and silence precedes what follows."""
@@ -592,7 +586,7 @@ def test_a_stream_that_waits_for_sound_keeps_nothing_of_gaps_without_length(mode
     assert not stream._lost_spans
 
 
-def test_what_fires_on_the_silence_of_a_gap_does_not_end_before_it_begins(model: Model) -> None:
+def test_a_label_that_fires_on_a_gap_does_not_end_before_it_begins(model: Model) -> None:
     told = dataclasses.replace(model.contract, unknown_label=None)
     stream = Model(model.path, told, model._session, model.digest).stream(ends=True)
     stream.accept(tone(500, 0.5), RATE)
@@ -602,7 +596,7 @@ def test_what_fires_on_the_silence_of_a_gap_does_not_end_before_it_begins(model:
     assert events[-1].end_sample >= events[-1].start_sample
 
 
-def test_what_sounds_across_a_short_gap_goes_on_and_ends_where_a_long_one_began(model: Model) -> None:
+def test_sounds_continue_across_short_gaps_and_end_at_long_ones(model: Model) -> None:
     stream, alarm = model.stream(ends=True), tone(500, 2.0)
     for _ in range(3):
         stream.accept(alarm, RATE)
@@ -673,7 +667,7 @@ def test_the_end_of_a_recording_is_followed_by_as_much_silence_as_an_event_may_n
     assert len(calls) == -(-needed // HOP)
 
 
-def test_what_is_listened_to_begins_with_a_window_of_silence(model: Model) -> None:
+def test_listening_starts_with_a_window_of_silence(model: Model) -> None:
     stream = model.stream(lead_in=True)
     stream.accept(np.zeros(1, np.float32), RATE)
     assert stream.scores is not None
@@ -723,9 +717,7 @@ def test_the_rate_may_not_change_without_reset(model: Model) -> None:
 
 @pytest.mark.parametrize("gate", [None, EnergyGate(RATE, -50)])
 @pytest.mark.parametrize("rate", [RATE, 48_000])
-def test_a_stream_keeps_no_more_than_it_will_need_of_what_came_at_once(
-    model: Model, rate: int, gate: EnergyGate | None
-) -> None:
+def test_a_stream_does_not_keep_whole_chunks_in_memory(model: Model, rate: int, gate: EnergyGate | None) -> None:
     stream = model.stream(gate=gate)
     tracemalloc.start()
     try:
@@ -789,7 +781,7 @@ def test_a_model_whose_file_was_replaced_is_not_passed_on(tmp_path: Path) -> Non
         pickle.loads(passed)  # noqa: S301 - made here
 
 
-def test_what_hears_is_not_passed_to_another_process(model: Model, gallery: Gallery) -> None:
+def test_streams_and_batches_cannot_be_pickled(model: Model, gallery: Gallery) -> None:
     for what, instead in (
         (model.stream(), "pass its model and make a stream there"),
         (model.batch(2), "pass its model and make a batch there"),
@@ -825,7 +817,7 @@ def test_clips_of_any_length(kind: str, request: pytest.FixtureRequest, seconds:
         assert list(answer.scores) == LABELS
 
 
-def test_a_clip_is_not_what_the_silence_around_it_is(model: Model) -> None:
+def test_silence_around_a_clip_does_not_affect_its_class(model: Model) -> None:
     tight = model.classify(tone(1200, 0.5), RATE)
     among = model.classify(np.concatenate([silence(2), tone(1200, 0.5), silence(8)]), RATE)
     assert among.label == tight.label == "mid"
@@ -893,7 +885,7 @@ def test_a_model_for_voices_has_no_label_to_tell_a_clip_by() -> None:
         load("speakers").classify(silence(1), RATE)
 
 
-def test_what_streams_share_cannot_be_changed(model: Model) -> None:
+def test_shared_data_is_read_only(model: Model) -> None:
     contract = dataclasses.replace(model.contract, labels=list(LABELS), thresholds=dict(model.contract.thresholds))
     assert (contract.labels, contract) == (tuple(LABELS), model.contract)
     for change in (
@@ -928,13 +920,13 @@ def test_thresholds_can_be_set(model: Model) -> None:
 
 
 @pytest.mark.parametrize("wrong", [None, 5, b"digits"])
-def test_what_names_no_model_is_refused(wrong: Any) -> None:
+def test_invalid_model_names_are_rejected(wrong: Any) -> None:
     with pytest.raises(UsageError, match="load takes a model file or the name of a shipped model, not"):
         load(wrong)
 
 
 @pytest.mark.parametrize("wrong", [None, 5, b"gallery.db"])
-def test_what_names_no_gallery_is_refused(wrong: Any) -> None:
+def test_invalid_gallery_paths_are_rejected(wrong: Any) -> None:
     with pytest.raises(UsageError, match="path must be the path of a gallery file, got"):
         Gallery.open(wrong)
 

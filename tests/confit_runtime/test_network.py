@@ -197,7 +197,7 @@ def test_a_stream_that_breaks_off_is_opened_again_and_its_clock_runs_on(radio: R
 
 
 @needs_ffmpeg
-def test_a_stream_that_stalls_is_said_to(radio: Radio) -> None:
+def test_a_stalled_stream_is_reported(radio: Radio) -> None:
     """Not what ffmpeg, which runs on, told of the stream as it began."""
     with NetworkSource(f"{radio.url}/stalling", rate=RATE, stall_s=1.5) as source:
         away = next(item for item in source if isinstance(item, Notice))
@@ -206,7 +206,7 @@ def test_a_stream_that_stalls_is_said_to(radio: Radio) -> None:
 
 
 @needs_ffmpeg
-def test_what_a_stream_leaves_out_stands_as_silence_so_that_times_stay_right(radio: Radio, tmp_path: Path) -> None:
+def test_missing_packets_become_silence(radio: Radio, tmp_path: Path) -> None:
     """Two of six seconds of MPEG-TS, as cameras send it, never came; its time stamps say so."""
     pcm = np.concatenate([tone(440, 4.0, RATE), tone(1200, 2.0, RATE)])
     soundfile.write(tmp_path / "whole.wav", pcm, RATE)
@@ -265,7 +265,7 @@ def test_a_file_that_breaks_off_on_the_way_is_an_error(radio: Radio) -> None:
 
 @needs_ffmpeg
 @pytest.mark.parametrize("path", ["/nothing", "/file.flac"])
-def test_a_stream_that_cannot_be_opened_says_what_ffmpeg_says(radio: Radio, path: str) -> None:
+def test_a_stream_that_cannot_be_opened_reports_ffmpegs_message(radio: Radio, path: str) -> None:
     radio.bodies["/file.flac"] = b"this is not sound"
     with NetworkSource(radio.url + path) as source, pytest.raises(DeviceError, match="ffmpeg: ") as caught:
         list(source)
@@ -299,7 +299,7 @@ def test_urls_that_are_not_listened_to(url: str) -> None:
         "http://ada:s3cret@host:port/x",
     ],
 )
-def test_what_is_no_url_is_refused_and_its_password_is_not_shown(url: str) -> None:
+def test_invalid_urls_are_rejected_without_showing_the_password(url: str) -> None:
     with pytest.raises(UsageError) as caught:
         open_source(url)
     assert "s3c" not in str(caught.value).replace("[::1/ada:s3cret", "")
@@ -326,7 +326,7 @@ def test_what_is_no_url_is_refused_and_its_password_is_not_shown(url: str) -> No
         ("rtsp://[fe80::1%25eth0]/s?user=a@b&pwd=s3cret", "rtsp://[fe80::1%25eth0]/s?user=***&pwd=***"),
     ],
 )
-def test_what_is_secret_in_a_url_is_not_shown(url: str, shown: str) -> None:
+def test_secrets_in_urls_are_masked(url: str, shown: str) -> None:
     assert without_secrets(url) == shown
     assert without_secrets("mic:a?b") == "mic:a?b"
     with pytest.raises(UsageError) as caught:
@@ -335,6 +335,6 @@ def test_what_is_secret_in_a_url_is_not_shown(url: str, shown: str) -> None:
     assert "s3" not in str(caught.value)
 
 
-def test_without_ffmpeg_it_says_what_to_install() -> None:
+def test_a_missing_ffmpeg_error_says_what_to_install() -> None:
     with pytest.raises(DeviceError, match="apt-get install ffmpeg"):
         NetworkSource("http://localhost/radio", ffmpeg="no-such-program")

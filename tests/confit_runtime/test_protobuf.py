@@ -32,7 +32,7 @@ def test_fields_are_read_back_in_order(parts: list[tuple[int, bytes | int]]) -> 
 
 
 @given(FIELDS.filter(bool), st.data())
-def test_what_is_cut_short_is_refused_or_ends_between_fields(
+def test_truncated_messages_are_rejected_or_end_between_fields(
     parts: list[tuple[int, bytes | int]], data: st.DataObject
 ) -> None:
     whole = written(parts)

@@ -28,7 +28,7 @@ def write(path: Path, seconds: float, rate: int = RATE) -> Floats:
 
 
 @pytest.mark.parametrize("kind", ["model", "windowed"])
-def test_rows_are_what_a_listener_sees_of_a_file(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_rows_match_those_of_a_listener(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     model: Model = request.getfixturevalue(kind)
     pcm = write(tmp_path / "one.wav", 20.0)
     told: list[float] = []
@@ -101,7 +101,7 @@ def test_nothing_is_scored_twice(model: Model, tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("left", [0, 10, 100])
-def test_a_damaged_file_of_the_cache_is_made_anew(model: Model, tmp_path: Path, left: int) -> None:
+def test_damaged_cache_files_are_recomputed(model: Model, tmp_path: Path, left: int) -> None:
     path, cache = tmp_path / "one.flac", RowCache(tmp_path / "rows")
     write(path, 1.0)
     rows, _ = cache.rows(model, path, lambda at: None)
@@ -112,7 +112,7 @@ def test_a_damaged_file_of_the_cache_is_made_anew(model: Model, tmp_path: Path, 
     assert kept.read_bytes() == whole
 
 
-def test_where_rows_cannot_be_kept_it_is_said_once_before_any_is_scored(
+def test_an_unusable_cache_is_reported_once_before_scoring(
     model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "taken").touch()
@@ -128,7 +128,7 @@ def test_where_rows_cannot_be_kept_it_is_said_once_before_any_is_scored(
     ]
 
 
-def test_on_a_full_disk_rows_are_scored_and_what_was_kept_is_read(
+def test_a_full_disk_does_not_stop_scoring_or_reading_the_cache(
     model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, other, cache = tmp_path / "one.flac", tmp_path / "two.flac", RowCache(tmp_path / "rows")

@@ -67,7 +67,7 @@ def test_false_accepts_of_one_label_within_a_second_are_one() -> None:
     assert score_detections([], detections).false_accepts == [at(1.0), at(1.2, "no"), at(2.0), at(4.0)]
 
 
-def test_nothing_said_and_nothing_heard() -> None:
+def test_no_sounds_and_no_detections() -> None:
     assert math.isnan(score_detections([], []).recall)
     assert score_detections([YES], []).found == [False]
     assert score_detections([YES, SoundEvent("no", 1, 2)], iter([at(10.6)])).recall == 0.5

@@ -39,7 +39,7 @@ def test_prints_that_are_gone_take_no_place() -> None:
     assert sorted(search.nearest(QUERY, 10).tolist()) == sorted(by_cosine(now)[:10])
 
 
-def test_an_index_that_holds_more_prints_than_are_there_is_none(tmp_path: Path) -> None:
+def test_an_index_with_extra_prints_is_not_used(tmp_path: Path) -> None:
     pytest.importorskip("usearch", reason="the index extra is not installed")
     path, ids = tmp_path / "gallery.db.index", np.arange(300)
     digest = build_index(path, ids, PRINTS)

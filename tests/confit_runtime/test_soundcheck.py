@@ -41,7 +41,7 @@ def words(check_of: Floats, rate: int = RATE, lost_s: dict[str, float] | None = 
     return " | ".join(f"{one.level}: {one.text}" for one in findings(soundcheck(check_of, rate), lost_s=lost_s))
 
 
-def test_levels_are_what_they_are() -> None:
+def test_levels_are_measured_correctly() -> None:
     check = soundcheck(np.concatenate([noise(1.0, 0.001), tone(1000, 1.0, RATE, 0.5)]), RATE)
     assert check.peak_db == pytest.approx(20 * np.log10(0.5), abs=0.1)
     assert check.loud_db == pytest.approx(20 * np.log10(0.5 / np.sqrt(2)), abs=0.2)
@@ -67,7 +67,7 @@ def test_a_good_microphone_needs_nothing() -> None:
         (speech() + np.float32(0.1), "warning", "DC offset of +0.100", None),
     ],
 )
-def test_what_is_wrong_is_said(sound: Floats, level: str, said: str, fault: str | None) -> None:
+def test_problems_are_reported(sound: Floats, level: str, said: str, fault: str | None) -> None:
     told = words(sound)
     assert told.startswith(f"{level}: ")
     assert said in told
@@ -83,7 +83,7 @@ def test_clipping_that_leaves_an_offset_is_not_blamed_on_the_hardware() -> None:
     assert "DC offset" not in words(lopsided)
 
 
-def test_a_headset_in_telephone_mode_is_told_from_a_wide_one() -> None:
+def test_a_narrowband_headset_is_distinguished_from_a_wideband_one() -> None:
     wide = speech(48_000)
     narrow = resample(resample(wide, 48_000, 8_000), 8_000, 48_000)
     assert soundcheck(narrow, 48_000).bandwidth_hz < 4_300
@@ -119,7 +119,7 @@ def test_holes_and_losses_are_counted() -> None:
 
 
 @pytest.mark.parametrize("release_s", [0.005, 0.03])
-def test_what_a_noise_gate_does_is_no_hole(release_s: float) -> None:
+def test_a_noise_gate_is_not_a_dropout(release_s: float) -> None:
     """It fades a sound out, until 16 bits of it are zero, and lets the next one in again."""
     time_s = np.arange(int(0.5 * RATE)) / RATE
     gate = np.where(time_s < 13 * release_s, np.exp(-time_s / release_s), 1 - np.exp(-(time_s - 13 * release_s) / 1e-3))
@@ -183,7 +183,7 @@ def test_a_take_whose_channels_cancel_is_refused_for_that() -> None:
         assert record_clip(microphone, 0.5).fault is None
 
 
-def test_a_clip_begins_anew_when_the_microphone_was_away_and_is_back() -> None:
+def test_recording_restarts_when_the_microphone_is_back() -> None:
     before, after = tone(440, 0.6, 24_000), np.repeat(np.arange(30, dtype=np.float32) / 50, 2400)
     machine = FakePortAudio(before, 24_000, real_time=True, then="unplugged", back=Back(after, 24_000, after=2))
     said: list[str] = []
@@ -210,7 +210,7 @@ def test_recordings_are_not_recorded_again() -> None:
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf"), "2", None])
-def test_what_is_no_length_of_a_clip_is_a_usage_error(seconds: Any) -> None:
+def test_invalid_clip_lengths_are_usage_errors(seconds: Any) -> None:
     with Microphone(portaudio=FakePortAudio(tone(440, 1.0, 24_000), 24_000)) as microphone:
         for attempt in (
             lambda: record_clip(microphone, seconds),

@@ -106,7 +106,7 @@ def test_a_file_damaged_in_the_middle_is_an_audio_error(tmp_path: Path) -> None:
     assert heard
 
 
-def test_what_is_not_a_sound_file(tmp_path: Path) -> None:
+def test_invalid_sound_files(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         FileSource(tmp_path / "nothing.wav")
     (tmp_path / "text.wav").write_text("not sound")
@@ -189,7 +189,7 @@ def test_pcm_that_is_no_sound_comes_as_a_gap(bad: float) -> None:
     np.testing.assert_array_equal(got, np.concatenate([sound[:30], np.full(30, np.nan), sound[60:]]))
 
 
-def test_a_pipe_nobody_writes_to_is_stopped_from_another_thread() -> None:
+def test_an_idle_pipe_can_be_stopped_from_another_thread() -> None:
     read, write = os.pipe()
     with os.fdopen(read, "rb") as reader, os.fdopen(write, "wb", buffering=0) as writer:
         source = PcmSource(reader, 16_000)
@@ -198,7 +198,7 @@ def test_a_pipe_nobody_writes_to_is_stopped_from_another_thread() -> None:
         assert [len(pcm) for pcm, _ in begun(source)] == [10]
 
 
-def test_a_pipe_that_delivers_nothing_for_long_says_so_once_and_when_it_goes_on() -> None:
+def test_a_stalled_pipe_is_reported_once_and_when_it_resumes() -> None:
     read, write = os.pipe()
     with os.fdopen(read, "rb") as reader, os.fdopen(write, "wb", buffering=0) as writer:
         items = begun(PcmSource(reader, 16_000, stall_s=0.3))
@@ -257,7 +257,7 @@ def test_sound_that_began_late_pauses_as_soon_as_other_sound(backlog: float, lat
     assert lasting.pause_due(2.0) == pytest.approx(132.0, abs=0.3)
 
 
-def test_blocks_last_until_the_next_one_however_long_they_are() -> None:
+def test_blocks_of_any_length_last_until_the_next_one() -> None:
     lasting = PlaybackClock()
     for block in range(20):
         for piece in range(15):  # as they are read
@@ -323,7 +323,7 @@ def test_a_microphone_by_index_or_name(device: int | str) -> None:
     assert len(taken(Microphone(device, portaudio=FakePortAudio(SOUND)), samples=2000)) >= 2000
 
 
-def test_what_portaudio_loses_comes_as_a_gap() -> None:
+def test_portaudio_overflows_become_gaps() -> None:
     heard = taken(Microphone(portaudio=FakePortAudio(SOUND, overflows={3: 777, 10: 5})), samples=40_000)
     missing = np.isnan(heard)
     assert missing.sum() == 782
@@ -369,7 +369,7 @@ def test_the_clock_is_right_where_the_reader_was_busy_while_the_microphone_went_
     assert clock / 48_000 == pytest.approx(time.monotonic() - began, abs=0.3)
 
 
-def test_what_the_reader_is_too_slow_for_comes_as_a_gap() -> None:
+def test_a_slow_reader_gets_gaps() -> None:
     microphone = Microphone(portaudio=FakePortAudio(SOUND, real_time=True), queue_s=0.1)
     parts: list[Floats] = []
     with microphone:
@@ -423,7 +423,7 @@ def test_a_microphone_that_does_not_come_back_in_time() -> None:
     assert [item.state for item in items if isinstance(item, Notice)] == ["away"]
 
 
-def test_the_gaps_of_an_absence_are_as_long_as_it_was() -> None:
+def test_gaps_cover_the_whole_absence() -> None:
     microphone = Microphone(portaudio=FakePortAudio(SOUND, then="unplugged"), wait_s=0.6)
     gaps: list[int] = []
     began = time.monotonic()
@@ -542,7 +542,7 @@ def test_a_suspended_machine_loses_as_much_as_it_slept(stays: bool, monkeypatch:
     assert away / 48_000 == pytest.approx(3600.0, abs=3.0)
 
 
-def test_a_microphone_that_is_away_is_waited_for_by_who_iterates_over_it_again() -> None:
+def test_iterating_again_waits_for_an_absent_microphone() -> None:
     microphone = Microphone(portaudio=FakePortAudio(SOUND, then="unplugged", back=Back(SOUND, after=3)))
     states: list[str] = []
     began, away = time.monotonic(), 0
@@ -567,7 +567,7 @@ def test_a_microphone_that_was_left_while_it_was_away_is_not_waited_for() -> Non
         next(iter(microphone))
 
 
-def test_after_a_loss_a_converted_clock_is_right_and_the_sound_begins_anew() -> None:
+def test_a_resampled_clock_stays_right_after_a_loss() -> None:
     convert, sound = _Converter(44_100, 48_000), tone(500, 0.31, 44_100)
     given = len(convert.push(sound)) + convert.skip(44_101 - len(sound))
     assert given == round(44_101 * 48_000 / 44_100)  # what was on its way in the resampler is lost too
@@ -620,13 +620,13 @@ def test_a_microphone_whose_name_ends_like_a_channel(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("channel", [0, -1, 1.5, float("nan"), "1"])
-def test_what_is_no_channel_is_a_usage_error(channel: Any) -> None:
+def test_invalid_channels_are_usage_errors(channel: Any) -> None:
     with pytest.raises(UsageError, match="channel of a microphone: must be a whole number, 1 or more"):
         Microphone(channel=channel, portaudio=FakePortAudio(SOUND))
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf"), "1"])
-def test_what_is_no_number_of_seconds_is_a_usage_error(seconds: Any) -> None:
+def test_invalid_durations_are_usage_errors(seconds: Any) -> None:
     for name in ("queue_s", "stall_s", "wait_s"):
         with pytest.raises(UsageError, match=f"{name} of a microphone: must be a number of seconds, 0"):
             Microphone(portaudio=FakePortAudio(SOUND), **{name: seconds})
@@ -726,7 +726,7 @@ def test_devices_are_listed() -> None:
         ("import a_module_that_is_nowhere\n", "pip install sounddevice"),
     ],
 )
-def test_without_portaudio_it_says_what_to_install(
+def test_a_missing_portaudio_error_says_what_to_install(
     use: Callable[[], object], module: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "sounddevice.py").write_text(module)
@@ -790,7 +790,7 @@ def unprivileged() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_what_may_not_be_read_is_said_so(unprivileged: Path) -> None:
+def test_unreadable_paths_are_reported(unprivileged: Path) -> None:
     (unprivileged / "closed").mkdir(mode=0)
     clip = unprivileged / "clip.wav"
     soundfile.write(clip, np.zeros(100), 16_000)

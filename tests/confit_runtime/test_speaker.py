@@ -59,7 +59,7 @@ def scene() -> Floats:
     return np.concatenate([silence(1.0), *(np.concatenate([part, silence(4.0)]) for part in parts)])
 
 
-def test_recent_audio_is_what_was_heard_whatever_the_chunks() -> None:
+def test_recent_audio_does_not_depend_on_chunk_sizes() -> None:
     pcm = np.arange(1000, dtype=np.float32)
     for step in (1, 7, 100, 1000):
         recent = RecentAudio(seconds=300 / RATE)
@@ -94,7 +94,7 @@ def test_speakers_are_named_and_others_dropped(voices: Path, model: Model) -> No
         assert only.judge(alarm) == alarm  # of a model that is listened to whoever speaks
 
 
-def test_who_alone_is_listened_to_is_named_however_the_accents_are_spelt(voices: Path, model: Model) -> None:
+def test_only_names_match_in_any_unicode_normalisation(voices: Path, model: Model) -> None:
     with Gallery.open(voices, model) as gallery:
         gallery.rename("ben", "Zoë")
         tap = SpeakerTap(model, gallery, {"tiny": [unicodedata.normalize("NFD", "Zoë")]})
@@ -105,7 +105,7 @@ def test_who_alone_is_listened_to_is_named_however_the_accents_are_spelt(voices:
         assert told.speaker == "Zoë"
 
 
-def test_who_alone_is_listened_to_may_go(voices: Path, model: Model, caplog: pytest.LogCaptureFixture) -> None:
+def test_removing_the_only_listed_name_is_logged(voices: Path, model: Model, caplog: pytest.LogCaptureFixture) -> None:
     with Gallery.open(voices, model) as gallery:
         tap = SpeakerTap(model, gallery, {"tiny": ["ben"]})
         tap.begin("scene", RATE)
@@ -119,7 +119,7 @@ def test_who_alone_is_listened_to_may_go(voices: Path, model: Model, caplog: pyt
     ]
 
 
-def test_a_speaker_is_known_by_what_was_said_before_a_short_detection(voices: Path, model: Model) -> None:
+def test_speech_before_a_short_detection_identifies_the_speaker(voices: Path, model: Model) -> None:
     with Gallery.open(voices, model) as gallery:
         tap = SpeakerTap(model, gallery)
         tap.begin("scene", RATE)
@@ -134,7 +134,7 @@ def test_a_speaker_is_known_by_what_was_said_before_a_short_detection(voices: Pa
     ("second", "speaker"),
     [(ADA, "ada"), (BEN, None), ((1000.0, 3600.0), None), ((300.0, 3600.0), "ada"), ((300.0, 3600.0, 5000.0), None)],
 )
-def test_who_spoke_before_has_not_said_what_another_says(
+def test_an_earlier_speaker_is_not_credited_with_anothers_word(
     voices: Path, model: Model, second: tuple[float, ...], speaker: str | None
 ) -> None:
     pause = silence(0.3)
@@ -190,7 +190,7 @@ def test_a_false_alarm_that_was_taught_is_dropped(tmp_path: Path, model: Model, 
         assert tap.judge(of_another_model) == of_another_model
 
 
-def test_triggers_are_kept_with_what_fills_the_window(tmp_path: Path, model: Model) -> None:
+def test_triggers_are_saved_with_a_full_window(tmp_path: Path, model: Model) -> None:
     tap, pcm = SaveTap(tmp_path / "triggers", [model]), scene()
     tap.begin("scene", RATE)
     tap.hear(pcm[: 2 * RATE], RATE)
@@ -205,7 +205,7 @@ def test_triggers_are_kept_with_what_fills_the_window(tmp_path: Path, model: Mod
 
 
 @pytest.mark.parametrize("size", [100, HOP, 16 * HOP])
-def test_what_is_kept_does_not_depend_on_the_chopping(tmp_path: Path, model: Model, size: int) -> None:
+def test_saved_triggers_do_not_depend_on_chunk_sizes(tmp_path: Path, model: Model, size: int) -> None:
     """Half a hop of the window was missing where sound came in small pieces."""
     pcm = np.concatenate([silence(1.0), tone(500, 0.5), silence(1.0)])
     listener = Listener([model.stream()], "scene", RATE, taps=[SaveTap(tmp_path, [model])])
@@ -257,7 +257,7 @@ def test_of_a_window_of_many_seconds_all_is_kept(tmp_path: Path, model: Model) -
     np.testing.assert_allclose(sound, pcm[last - window : last], atol=1e-4)
 
 
-def test_a_trigger_at_the_very_start_holds_what_was_heard_of_it(tmp_path: Path, model: Model) -> None:
+def test_a_trigger_at_the_start_holds_the_available_sound(tmp_path: Path, model: Model) -> None:
     """A name fires before its sound is over: what the model heard by then is kept, not what it fired on alone."""
     path, bell = tmp_path / "gallery.db", chord((300.0, 2600.0), 0.6)
     soundfile.write(tmp_path / "bell.wav", np.concatenate([bell, silence(0.5)]), RATE)
@@ -282,7 +282,7 @@ def test_every_trigger_has_a_file_of_its_own(tmp_path: Path, model: Model) -> No
     assert sum("-a-" in name for name in kept) == sum("-b-" in name for name in kept) == 2
 
 
-def test_listeners_that_began_together_keep_what_both_heard(
+def test_simultaneous_listeners_save_separate_files(
     tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "strftime", lambda form: "20260101-000000")
@@ -302,7 +302,7 @@ def test_listeners_that_began_together_keep_what_both_heard(
     assert all(path.read_bytes().startswith(b"fLaC") for path in kept)
 
 
-def test_where_a_trigger_cannot_be_kept_listening_goes_on(
+def test_listening_continues_if_a_trigger_cannot_be_saved(
     tmp_path: Path, model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A folder that is cleared away is made again; one that cannot be is told of once, and again after it could be."""
@@ -344,7 +344,7 @@ def test_of_a_folder_of_triggers_the_newest_are_kept(tmp_path: Path, model: Mode
     assert len(list(tmp_path.iterdir())) == len(others) + 2
 
 
-def test_of_what_several_programs_keep_in_one_folder_the_newest_are_kept(tmp_path: Path, model: Model) -> None:
+def test_several_programs_share_one_trigger_limit(tmp_path: Path, model: Model) -> None:
     taps = [SaveTap(tmp_path, [model], max_files=3) for _ in range(2)]
     for source, tap in zip(("kitchen", "hall"), taps, strict=True):
         tap.begin(source, RATE)
@@ -385,7 +385,7 @@ def test_a_trigger_that_cannot_be_removed_does_not_end_the_limit(
 # enrolling
 
 
-def test_too_little_voice_is_refused_with_what_is_missing(model: Model) -> None:
+def test_too_little_voice_is_rejected_with_the_missing_seconds(model: Model) -> None:
     word = load_clip(Path(__file__).parents[2] / "confit_edge/demo/data/digits-real/one.ogg", RATE)[: RATE // 3]
     with pytest.raises(AudioError, match=r"one\.wav: holds 0\.\d s of voice in .* 0\.\d s more"):
         extract_prints(model, np.concatenate([silence(2.0), word]), "speaker", "one.wav")
@@ -402,7 +402,7 @@ def test_silence_around_a_sound_counts_for_nothing(model: Model) -> None:
     assert extract_prints(model, padded, "sound", "beep.wav").seconds == pytest.approx(0.3, abs=0.1)
 
 
-def test_who_is_asked_about_is_heard_where_they_speak(model: Model) -> None:
+def test_queries_are_embedded_where_there_is_voice(model: Model) -> None:
     word = load_clip(Path(__file__).parents[2] / "confit_edge/demo/data/digits-real/seven.ogg", RATE)
     clip = np.concatenate([silence(2.0), word, word, silence(2.0)])
     asked = embed_query(model, clip, "speaker", "q.wav")

@@ -51,7 +51,7 @@ def test_a_hum_under_the_words_is_no_voice(below_db: int) -> None:
         assert segment == pytest.approx(clean, abs=3200)
 
 
-def test_a_voice_far_below_another_is_none() -> None:
+def test_a_much_quieter_voice_is_not_voice() -> None:
     soft = speech() * np.float32(10 ** (-40 / 20))
     assert voiced_segments(np.concatenate([silence(1.0), soft, silence(1.0)]), 16_000)
     clip = np.concatenate([silence(1.0), speech(), silence(1.0), soft, silence(1.0)])
@@ -101,7 +101,7 @@ def test_a_dc_offset_does_not_sound(offset: float) -> None:
     assert active_seconds(silence(1.0) + np.float32(offset), 16_000) == 0.0
 
 
-def test_what_is_far_below_the_loudest_does_not_sound() -> None:
+def test_frames_far_below_the_loudest_are_not_active() -> None:
     loud, soft, softer = (tone(440, 0.5, level=0.5 * 10 ** (-below / 20)) for below in (0, 35, 45))
     assert active_seconds(np.concatenate([loud, soft]), 16_000) == pytest.approx(1.0, abs=0.04)
     assert active_seconds(np.concatenate([loud, softer]), 16_000) == pytest.approx(0.5, abs=0.04)
