@@ -224,7 +224,7 @@ class Gallery:
 
         Prints that the name already has are left out, together with their share of `voiced_s`. A print that belongs to
         another name, or to this one with the other sign, is refused. Pass all clips of a voice at once: they are
-        refused if the name then has less than `LEAST_VOICE_S` seconds of voice.
+        refused if the name then has less than `MIN_VOICE_S` seconds of voice.
 
         Returns how many prints (or negative prints) the name has now. Raises UsageError, AudioError (too little voice)
         and GalleryError.

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 MAX_LEAD_S = 10.0  # seconds of sound that a network stream may deliver at once when it begins
 DRIFT = 0.001  # by how much a sound card may run too fast
-SETTLE_S, SLACK_S = 30.0, 0.5  # sound is live if it got no further ahead than SLACK_S within SETTLED_S
+SETTLE_S, SLACK_S = 30.0, 0.5  # sound is live if it got no further ahead than SLACK_S within SETTLE_S
 MAX_CHUNK_S = 0.5  # seconds of sound handed to the taps at once: they keep only the last seconds
 PACE_S = 10.0  # seconds of sound over which it is judged whether hearing takes longer than the sound lasts
 REMIND_INTERVAL_S = 60.0  # seconds of sound between two notices of that

@@ -174,7 +174,7 @@ class VetoTap(RecentAudio):
 class SaveTap(RecentAudio):
     """Saves the sound of each detection as FLAC in a folder, to listen to, to enroll, or to enroll as negative.
 
-    If the folder has more than `most`, the oldest are removed, but only files that some `SaveTap` named: other files
+    If the folder has more than `max_files`, the oldest are removed, but only files that some `SaveTap` named: other files
     are left alone. A file that cannot be removed (another user's, in a shared folder) stays. If a file cannot be
     removed or written, the log says so once, and listening continues. Raises UsageError for a detection by none of
     `models`.
