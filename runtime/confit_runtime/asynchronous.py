@@ -61,12 +61,12 @@ async def listen_async(
     """
     streams = make_streams(models)
     if isinstance(source, AsyncIterable):
-        heard = _listen_to_client(streams, source, taps, seconds)
+        events = _listen_to_client(streams, source, taps, seconds)
     else:
         opened = await asyncio.to_thread(resolve_source, source, stopped=True)
-        heard = _from_thread(opened, lambda: _listen_opened(streams, opened, taps, seconds))
-    async with aclosing(heard):
-        async for detection in heard:
+        events = _from_thread(opened, lambda: _listen_opened(streams, opened, taps, seconds))
+    async with aclosing(events):
+        async for detection in events:
             yield detection
 
 
@@ -150,12 +150,12 @@ async def _with_pauses(source: AsyncIterable[Item]) -> AsyncGenerator[Item, None
                 await chunks.aclose()
 
     # one task runs all the client's code: an `asyncio.timeout` in it must not move to another task
-    reader, lasting, clock = asyncio.create_task(read()), PlaybackClock(), asyncio.get_running_loop().time
+    reader, playback, clock = asyncio.create_task(read()), PlaybackClock(), asyncio.get_running_loop().time
     reader.add_done_callback(lambda _: sent.put_nowait(()))
     try:
         while True:
             asked.release()
-            late = max(PAUSE_S, lasting.pause_due(PAUSE_S) - clock())  # a client that was not asked is not late
+            late = max(PAUSE_S, playback.pause_due(PAUSE_S) - clock())  # a client that was not asked is not late
             try:
                 # not `wait_for`: in Python 3.11 it continues if it is cancelled just as an item arrives
                 async with asyncio.timeout(late if late < math.inf else None):
@@ -168,7 +168,7 @@ async def _with_pauses(source: AsyncIterable[Item]) -> AsyncGenerator[Item, None
             (piece,) = item
             if not isinstance(piece, Gap | Notice | Pause):
                 piece = downmix(check_chunk(piece))
-                lasting.received(len(piece[0]) / piece[1], clock())
+                playback.received(len(piece[0]) / piece[1], clock())
             yield piece
     finally:
         ended = reader.done()
@@ -217,7 +217,7 @@ async def _from_thread(
     """Yield what `hear` yields in a thread of its own, which opens and closes the `source`."""
     loop = asyncio.get_running_loop()
     found: asyncio.Queue[tuple[Event] | BaseException | None] = asyncio.Queue()  # None marks the end
-    room, left = threading.Semaphore(_MAX_PENDING_EVENTS), threading.Event()
+    free_slots, stopped = threading.Semaphore(_MAX_PENDING_EVENTS), threading.Event()
 
     def tell(what: tuple[Event] | BaseException | None) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody listens any more
@@ -227,12 +227,12 @@ async def _from_thread(
         try:
             with closing(hear()) as events:  # closed in this thread, where the source was opened
                 for event in events:
-                    while not room.acquire(timeout=_POLL_S):
-                        if left.is_set():
+                    while not free_slots.acquire(timeout=_POLL_S):
+                        if stopped.is_set():
                             return
                     tell((event,))
         except BaseException as error:  # noqa: BLE001 - raised where the events are consumed
-            if left.is_set():
+            if stopped.is_set():
                 log.warning("%s: failed after listening had stopped: %s", source.name, error)
             else:
                 tell(error)
@@ -248,10 +248,10 @@ async def _from_thread(
         while (what := await found.get()) is not None:
             if isinstance(what, BaseException):
                 raise what
-            room.release()
+            free_slots.release()
             yield what[0]
     finally:
-        left.set()
+        stopped.set()
         source.stop()
         while thread.is_alive():
             await asyncio.sleep(0.02)

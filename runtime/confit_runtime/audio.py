@@ -110,16 +110,16 @@ def _expected_samples(path: Path, sound: Any) -> int | None:
         )
     if sound.subtype != "MPEG_LAYER_III":
         return int(sound.frames) if sound.frames < _FLAC_UNKNOWN_LENGTH else None
-    there, stated = mp3_seconds(path)
-    read = sound.frames / sound.samplerate
-    if there - read > max(_MP3_PADDING / sound.samplerate, _MP3_LENGTH_ERROR * there):
+    contained_s, stated = mp3_seconds(path)
+    readable_s = sound.frames / sound.samplerate
+    if contained_s - readable_s > max(_MP3_PADDING / sound.samplerate, _MP3_LENGTH_ERROR * contained_s):
         raise AudioError(
-            f"{path}: contains about {there:.1f} s of sound, of which only {read:.1f} s can be read, because it is"
+            f"{path}: contains about {contained_s:.1f} s of sound, of which only {readable_s:.1f} s can be read, because it is"
             " joined from several files or has a variable bit rate without a header that states its length;"
             f" {_conversion_hint(path)}"
         )
     # a guessed length also counts tags and pictures
-    return int(sound.frames) if stated or not there else min(sound.frames, round(there * sound.samplerate))
+    return int(sound.frames) if stated or not contained_s else min(sound.frames, round(contained_s * sound.samplerate))
 
 
 @cache
@@ -187,9 +187,9 @@ def _read_size(block: int, missing: int | None) -> int:
 
 def _truncation_ratio(sound: Any) -> float | None:
     """How many times more data a WAV header promises than the file has, if it does. libsndfile corrects the header."""
-    told = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
-    promised, there = map(int, told.groups()) if told else (0, 0)
-    return promised / there if there < promised < _WAV_UNKNOWN_LENGTH and there else None
+    match = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
+    promised, present = map(int, match.groups()) if match else (0, 0)
+    return promised / present if present < promised < _WAV_UNKNOWN_LENGTH and present else None
 
 
 def flac_rate(rate: int) -> int:
@@ -398,9 +398,9 @@ class StreamResampler:
         if self._soxr is None:
             return pcm
         self._pending = np.concatenate([self._pending, pcm])
-        whole = len(self._pending) // self._block * self._block
+        complete = len(self._pending) // self._block * self._block
         # a view would keep the whole input in memory
-        blocks, self._pending = self._pending[:whole], self._pending[whole:].copy()
+        blocks, self._pending = self._pending[:complete], self._pending[complete:].copy()
         return self._join(self._soxr.resample_chunk(block) for block in blocks.reshape(-1, self._block))
 
     def finish(self) -> Pcm:

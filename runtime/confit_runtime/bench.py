@@ -61,11 +61,11 @@ def call_latency(model: Model, seconds: float = 2.0) -> Latency:
     batch = model.batch(1)
     wall, cpu, spent = [], [], 0.0
     for number, pcm in enumerate(_noise(1, contract.hop)):
-        start, busy = time.perf_counter(), time.thread_time()
+        start, cpu_start = time.perf_counter(), time.thread_time()
         batch.push(pcm)
         if number >= contract.window // contract.hop + _WARM_UP:
             wall.append(time.perf_counter() - start)
-            cpu.append(time.thread_time() - busy)
+            cpu.append(time.thread_time() - cpu_start)
             spent += cpu[-1]
             if len(cpu) >= _MIN_CALLS and spent >= seconds:
                 break
@@ -163,9 +163,11 @@ def fresh_process(path: Path, seconds: float = 10.0) -> FreshProcess:
         assert child.stderr is not None
         child.stdout.readline()
         first_score_s = time.perf_counter() - start
-        peak, said = child.stdout.read().strip(), child.stderr.read().strip()
+        peak, stderr = child.stdout.read().strip(), child.stderr.read().strip()
     if child.returncode:
-        raise ConfitError(f"{path}: a new process could not run it ({said.splitlines()[-1] if said else 'no message'})")
+        raise ConfitError(
+            f"{path}: a new process could not run it ({stderr.splitlines()[-1] if stderr else 'no message'})"
+        )
     return FreshProcess(first_score_s, None if peak == "None" else float(peak))
 
 

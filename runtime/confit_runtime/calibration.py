@@ -94,8 +94,8 @@ def count_false_accepts(
         done += recording.seconds
         progress(done)
     # with hysteresis a lower level may fire less often (it is armed again later): use the more cautious count
-    careful = np.maximum.accumulate(events[:, :, ::-1], axis=2)[:, :, ::-1]
-    return FalseAcceptCounts(careful, np.array([recording.seconds / 3600 for recording in recordings]))
+    monotonic = np.maximum.accumulate(events[:, :, ::-1], axis=2)[:, :, ::-1]
+    return FalseAcceptCounts(monotonic, np.array([recording.seconds / 3600 for recording in recordings]))
 
 
 def choose_operating_point(counts: FalseAcceptCounts, target: float, confidence: float = 0.95) -> OperatingPoint:
@@ -103,7 +103,7 @@ def choose_operating_point(counts: FalseAcceptCounts, target: float, confidence:
 
     The bound is the larger of the exact one for independent events and the one that resamples recordings.
     """
-    hours, whole = counts.hours, float(counts.hours.sum())
+    hours, total_hours = counts.hours, float(counts.hours.sum())
     own = _levels_per_label(counts.events.sum(axis=1))
     others = _leave_one_out_levels(counts)
 
@@ -114,7 +114,7 @@ def choose_operating_point(counts: FalseAcceptCounts, target: float, confidence:
 
     def bound(margin: int) -> float:
         found = held_out(margin)
-        exact = poisson_upper(int(found.sum()), whole, confidence)
+        exact = poisson_upper(int(found.sum()), total_hours, confidence)
         return max(exact, resampled_upper(found, hours, confidence))
 
     highest = len(LEVELS) - 1  # a margin at which nothing ever fires
@@ -124,8 +124,8 @@ def choose_operating_point(counts: FalseAcceptCounts, target: float, confidence:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if bound(middle) <= limit else (middle, high)
-    more = 0.0 if met else -math.log1p(-confidence) / target - whole
-    return OperatingPoint(own, high, bound(high), held_out(high), met, more)
+    missing_hours = 0.0 if met else -math.log1p(-confidence) / target - total_hours
+    return OperatingPoint(own, high, bound(high), held_out(high), met, missing_hours)
 
 
 def firing_levels(contract: Contract, rows: Floats) -> tuple[Floats, Floats]:

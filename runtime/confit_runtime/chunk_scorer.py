@@ -40,9 +40,9 @@ class ChunkScorer:
         )
         while len(self._buffer) >= step:
             yield self._run(step)
-        whole = len(self._buffer) // contract.hop * contract.hop
-        if last and whole >= (contract.hop if contract.streaming else contract.window):
-            yield self._run(whole)
+        complete = len(self._buffer) // contract.hop * contract.hop
+        if last and complete >= (contract.hop if contract.streaming else contract.window):
+            yield self._run(complete)
 
     def _run(self, samples: int) -> tuple[Floats, Floats]:
         contract, pcm = self._model.contract, self._buffer[:samples]

@@ -84,9 +84,9 @@ class Contract:
         for key in ("warmup_hops", "latency_samples", "refractory_s"):
             if getattr(self, key) < 0:
                 raise ModelError(f"contract key '{key}' must not be negative; it is {getattr(self, key)}")
-        for key, most in MAX_VALUES.items():
-            if getattr(self, key) > most:
-                raise ModelError(f"contract key '{key}' must be at most {most}; it is {getattr(self, key)}")
+        for key, maximum in MAX_VALUES.items():
+            if getattr(self, key) > maximum:
+                raise ModelError(f"contract key '{key}' must be at most {maximum}; it is {getattr(self, key)}")
         if not 0 < self.highest_hz <= self.sample_rate / 2:
             raise ModelError(
                 f"contract key 'highest_hz' must be above 0 and at most half the sample rate; it is {self.highest_hz}"

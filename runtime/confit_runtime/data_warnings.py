@@ -32,8 +32,8 @@ def data_warnings(data: Mapping[str, Any]) -> list[str]:
             )
             break
     if lacks_groups(data):
-        every = "every clip is a group of its own"
-        alone = every if clips == groups else "in at least one class most clips are each a group of their own"
+        own_groups = "every clip is a group of its own"
+        alone = own_groups if clips == groups else "in at least one class most clips are each a group of their own"
         found.append(
             f"{alone}: clips of one speaker or one recording may then be in train, validation and test at once, and"
             " the accuracy is too high; add a `group` column, or use folders CLASS/GROUP/"

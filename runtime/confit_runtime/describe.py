@@ -92,13 +92,13 @@ def _measurement_rows(contract: Contract) -> list[tuple[str, str]]:
         fp32 = f"; fp32 {format_accuracy(before[split])}" if has_fp32 else ""
         rows.append((f"{what}, {name}", f"{format_accuracy(metrics[split])} of {metrics[split]['n']} clips{fp32}"))
     if fired := metrics.get("fired"):
-        told = f"{format_accuracy(fired)} of {fired['n']} {clip_noun(contract)}, each played alone between silences"
-        rows.append((f"fires at the export's thresholds, {'test' if 'test' in metrics else 'validation'}", told))
+        text = f"{format_accuracy(fired)} of {fired['n']} {clip_noun(contract)}, each played alone between silences"
+        rows.append((f"fires at the export's thresholds, {'test' if 'test' in metrics else 'validation'}", text))
     if softer := metrics.get("softer"):
-        told = (
+        text = (
             f"{softer['fired']} of {softer['n']} {clip_noun(contract)}; at the recorded level {softer['as_recorded']}"
         )
-        rows.append((f"fires {softer['db']:g} dB softer, validation", told))
+        rows.append((f"fires {softer['db']:g} dB softer, validation", text))
     if "frr" in (device := contract.calibration.get("device", {})):
         missed = format_percent(device["frr"], *device["frr_interval"])
         rows.append(("missed at the calibrated thresholds", f"{missed} of {device['clips']} {clip_noun(contract)}"))
@@ -110,9 +110,9 @@ def better_than_int8(contract: Contract) -> str | None:
     macs = contract.cost.get("macs_per_second", {})
     if contract.precision != "int8" or 2 * macs.get("int8", 0) >= sum(macs.values()):
         return None
-    whole = "--scheme fp16 (all weights in 16 bits)"
-    left = "fp32" in contract.cost.get("nodes", {}).get("LSTM", {}) and contract.parity.get("scheme") == "static"
-    return f"--scheme dynamic (LSTMs in int8 too) or {whole}" if left and not contract.streaming else whole
+    fp16 = "--scheme fp16 (all weights in 16 bits)"
+    fp32_lstm = "fp32" in contract.cost.get("nodes", {}).get("LSTM", {}) and contract.parity.get("scheme") == "static"
+    return f"--scheme dynamic (LSTMs in int8 too) or {fp16}" if fp32_lstm and not contract.streaming else fp16
 
 
 def _precision(contract: Contract) -> str:

@@ -109,8 +109,8 @@ def select_new_prints(
     for too little voice.
     """
     check_sole_owner(name, already.owners, gallery)
-    both = [str(source) for blob, source in zip(blobs, sources, strict=True) if blob in already.contrary]
-    check_not_both_signs(name, both, already.negative, gallery)
+    contrary_sources = [str(source) for blob, source in zip(blobs, sources, strict=True) if blob in already.contrary]
+    check_not_both_signs(name, contrary_sources, already.negative, gallery)
     indices = new_print_indices(blobs, already.prints)
     added_s = _seconds_added(seconds, indices, len(blobs))
     if kind is not None:
@@ -147,9 +147,9 @@ def check_sole_owner(name: str, owners: Set[str], gallery: Path) -> None:
 def check_not_both_signs(name: str, clips: Sequence[str], negative: bool, gallery: Path) -> None:
     """Raise UsageError if there are `clips` whose prints (or `negative` ones) a gallery has with the other sign."""
     if clips:
-        there = f"enrolled as {name!r}" if negative else f"a negative print of {name!r}"
+        existing = f"enrolled as {name!r}" if negative else f"a negative print of {name!r}"
         raise UsageError(
-            f"{gallery}: a sound of {format_list(list(dict.fromkeys(clips)))} is already {there}, and a sound that is"
+            f"{gallery}: a sound of {format_list(list(dict.fromkeys(clips)))} is already {existing}, and a sound that is"
             " both a print and a negative print is never answered: leave it out; if the earlier one was the"
             f" mistake, enroll {name!r} again (no command removes a single print, `{removal_command(name, gallery)}`"
             " removes all)"
@@ -194,9 +194,9 @@ def to_flac(pcm: Pcm, rate: int) -> bytes:
     """A sound `[samples]` as 16-bit FLAC, for keeping. Its rate is changed slightly if FLAC does not support it."""
     import soundfile
 
-    held, kept = io.BytesIO(), flac_rate(rate)
-    soundfile.write(held, resample(pcm, rate, kept), kept, format="FLAC", subtype="PCM_16")
-    return held.getvalue()
+    buffer, flac_hz = io.BytesIO(), flac_rate(rate)
+    soundfile.write(buffer, resample(pcm, rate, flac_hz), flac_hz, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
 
 
 def _check_duration(model: Model, pcm: Pcm, kind: Kind, source: str) -> float:

@@ -21,8 +21,8 @@ def summarise(judged: Sequence[EvaluatedRecording], contract: Contract, confiden
     """
     hours = np.array([one.seconds / 3600 for one in judged])
     accepts = np.array([len(one.score.false_accepts) for one in judged])
-    total, whole = int(accepts.sum()), float(hours.sum())
-    low, high = poisson_interval(total, whole, confidence)
+    total, total_hours = int(accepts.sum()), float(hours.sum())
+    low, high = poisson_interval(total, total_hours, confidence)
     if total and len(judged) > 1:  # use the wider of the two: false accepts come in clusters
         resampled = resampled_interval(accepts, hours, confidence)
         low, high = min(low, resampled[0]), max(high, resampled[1])
@@ -42,9 +42,9 @@ def summarise(judged: Sequence[EvaluatedRecording], contract: Contract, confiden
         bands[row[3]].append(row)
     return {
         "recordings": len(judged),
-        "hours": whole,
+        "hours": total_hours,
         "false_accepts": total,
-        "fa_per_hour": total / whole if judged else None,
+        "fa_per_hour": total / total_hours if judged else None,
         "fa_per_hour_interval": [low, high] if judged else None,
         "false_rejects": _false_rejects(heard, confidence),
         "by_label": {label: _false_rejects(rows, confidence) for label, rows in sorted(labels.items())},

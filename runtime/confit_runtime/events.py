@@ -81,5 +81,5 @@ class Events:
         self._pending.clear()
 
     def take(self) -> list[Detection | Ended]:
-        kept, self._pending = self._pending, []
-        return kept
+        pending, self._pending = self._pending, []
+        return pending

@@ -88,14 +88,14 @@ class Gallery:
         if not isinstance(path, str | Path):
             raise UsageError(f"path must be the path of a gallery file, got {path!r}")
         path = Path(path)
-        there = path_exists(path)
+        exists = path_exists(path)
         if model is not None and not isinstance(model, Model):
             raise UsageError(f"model must be a loaded model, got {model!r}: load({model!r}) returns one")
-        if there and not path.is_file():
+        if exists and not path.is_file():
             raise UsageError(f"{path}: is not a file, so it cannot be a gallery")
         if create and model is None:
             raise UsageError(f"{path}: a new gallery needs the model that it is for")
-        if not create and not there:
+        if not create and not exists:
             raise UsageError(
                 f"{path}: no such gallery: `confit-edge enroll MODEL NAME CLIP... --gallery {path}` creates it"
             )
@@ -104,7 +104,7 @@ class Gallery:
             own = {clean_name(name): level for name, level in (thresholds or {}).items()}
             levels = Levels.of(model.contract, threshold, margin, own)
             binding = _binding(model, kind) if create else None
-        if not there:
+        if not exists:
             check_folder(path.parent)
         file = GalleryFile(path, binding)
         try:
@@ -479,10 +479,10 @@ class Gallery:
         self.binding = binding
 
     def _check_enrolled(self, names: Iterable[str]) -> None:
-        there = self.names()
+        enrolled_names = self.names()
         for name in names:
-            if name not in there:
-                enrolled = format_known_names(name, list(there)) or "nobody"
+            if name not in enrolled_names:
+                enrolled = format_known_names(name, list(enrolled_names)) or "nobody"
                 raise UsageError(
                     f"{self.path}: there is a threshold for {name!r}, which is not enrolled (enrolled: {enrolled})"
                 )

@@ -85,8 +85,8 @@ class SpeechGate:
 
     def hears(self, hop: Pcm) -> bool:
         self._buffer = np.concatenate([self._buffer, hop])
-        whole = len(self._buffer) // _CHUNK * _CHUNK
-        chunks, self._buffer = self._buffer[:whole].reshape(-1, _CHUNK), self._buffer[whole:]
+        complete = len(self._buffer) // _CHUNK * _CHUNK
+        chunks, self._buffer = self._buffer[:complete].reshape(-1, _CHUNK), self._buffer[complete:]
         # score every chunk, even after a first hit: the detector carries state
         return max((self._detector.process_samples(chunk.tolist()) for chunk in chunks), default=0.0) >= self.threshold
 

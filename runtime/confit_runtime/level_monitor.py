@@ -46,16 +46,16 @@ class LevelMonitor:
         return self._judge_period(rate) if self._period_s >= PERIOD_S else None
 
     def _judge_period(self, rate: int) -> Notice | None:
-        clipped_s, spell_s, before = self._clipping.spread / rate, self._period_s, self._clipped
+        clipped_s, spell_s, was_clipped = self._clipping.spread / rate, self._period_s, self._clipped
         self._period_s, self._clipping = 0.0, Clipping()
         self._clipped = clipped_s >= CLIPPED_SHARE * spell_s
-        if self._clipped and not before:
+        if self._clipped and not was_clipped:
             return Notice(
                 "clipped",
                 f"{self._name}: clipped in {clipped_s:.0f} of the last {spell_s:.0f} s: turn its gain down, or move"
                 " it away from the loud source",
             )
-        if before and not self._clipped:
+        if was_clipped and not self._clipped:
             return Notice("fine", f"{self._name}: is no longer clipped")
         return None
 
@@ -71,13 +71,13 @@ class CancellationMonitor:
         self._mixing.hear(channels, rate)
         if self._mixing.loud_s < LOUD_S:
             return None
-        before, self._cancelled = self._cancelled, self._mixing.cancels
+        was_cancelled, self._cancelled = self._cancelled, self._mixing.cancels
         self._mixing = Mixing()
-        if self._cancelled and not before:
+        if self._cancelled and not was_cancelled:
             return Notice(
                 "cancelled",
                 f"{self._name}: its channels cancel each other where they are averaged, so little is heard: {ONE_CHANNEL}",
             )
-        if before and not self._cancelled:
+        if was_cancelled and not self._cancelled:
             return Notice("fine", f"{self._name}: its channels no longer cancel each other")
         return None

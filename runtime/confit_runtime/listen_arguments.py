@@ -28,8 +28,8 @@ def make_streams(models: Model | Stream | Iterable[Model | Stream]) -> list[Stre
     from confit_runtime.model import Model
     from confit_runtime.stream import Stream
 
-    several = list(models) if isinstance(models, Iterable) and not isinstance(models, str) else [models]
-    for one in several:
+    items = list(models) if isinstance(models, Iterable) and not isinstance(models, str) else [models]
+    for one in items:
         if not isinstance(one, Model | Stream):
             raise UsageError(f"expected a loaded model or a stream, got {one!r}: load(...) returns a model")
         if isinstance(one, Stream) and one.ends:
@@ -37,9 +37,9 @@ def make_streams(models: Model | Stream | Iterable[Model | Stream]) -> list[Stre
                 f"a stream of {one.model.name} was made with ends=True, but listen yields detections only: iterate over"
                 " Listener([stream], ...).follow(source), or follow_async(source), which also yield ends, gaps and notices"
             )
-    if not several:
+    if not items:
         raise UsageError("there is no model to listen with: pass at least one, as load(...) returns it")
-    return [one if isinstance(one, Stream) else one.stream(lead_in=None) for one in several]
+    return [one if isinstance(one, Stream) else one.stream(lead_in=None) for one in items]
 
 
 def resolve_source(source: str | Path | InputSource, *, stopped: bool = False) -> InputSource:

@@ -328,15 +328,15 @@ class Listener:
                     self._sounding -= Counter((which,))
                     yield detection
                 continue
-            told: Detection | None = detection
+            reported: Detection | None = detection
             for tap in self.taps:
-                told = told and tap.judge(told)
-            if told is None:
+                reported = reported and tap.judge(reported)
+            if reported is None:
                 self.withheld[detection.model, detection.label] += 1
             else:
                 if stream.ends:
                     self._sounding[which] += 1
-                yield told
+                yield reported
 
 
 class _Lead:
@@ -390,10 +390,10 @@ class _Pace:
             return False
         self.times, slow = self._spent / self._sound, self._spent - self._slowest > self._sound
         self._begin()
-        told = slow and self._since >= REMIND_INTERVAL_S
-        if told:
+        notify = slow and self._since >= REMIND_INTERVAL_S
+        if notify:
             self._since = 0.0
-        return told
+        return notify
 
 
 def listen(

@@ -15,8 +15,8 @@ def peak_bytes() -> int | None:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except FileNotFoundError:
         return _peak_by_rusage()
-    told = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
-    return 1024 * int(told[0]) if told else None
+    match = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
+    return 1024 * int(match[0]) if match else None
 
 
 def _peak_by_rusage() -> int | None:

@@ -160,8 +160,8 @@ def refresh_prints(
 def _read_by_ids(path: Path, db: sqlite3.Connection, dim: int, ids: Indices) -> Floats:
     blobs: dict[int, object] = {}
     for start in range(0, len(ids), QUERY_BATCH):
-        some = ids[start : start + QUERY_BATCH].tolist()
-        blobs |= db.execute(f"SELECT id, embedding FROM prints WHERE id IN ({','.join('?' * len(some))})", some)
+        batch = ids[start : start + QUERY_BATCH].tolist()
+        blobs |= db.execute(f"SELECT id, embedding FROM prints WHERE id IN ({','.join('?' * len(batch))})", batch)
     return from_blobs(path, [blobs[number] for number in ids.tolist()], dim)
 
 
@@ -171,10 +171,10 @@ def read_prints(path: Path, db: sqlite3.Connection, dim: int, *, negative: bool)
         "SELECT id, name_id, embedding FROM prints WHERE negative = ? ORDER BY name_id, id", (int(negative),)
     )
     ids, owners, parts = [], [], [np.zeros((0, dim), np.float32)]
-    while some := found.fetchmany(FETCH_BATCH):
-        ids += [number for number, _, _ in some]
-        owners += [name_id for _, name_id, _ in some]
-        parts.append(from_blobs(path, [blob for _, _, blob in some], dim))
+    while batch := found.fetchmany(FETCH_BATCH):
+        ids += [number for number, _, _ in batch]
+        owners += [name_id for _, name_id, _ in batch]
+        parts.append(from_blobs(path, [blob for _, _, blob in batch], dim))
     if any(type(number) is not int for number in (*ids, *owners)):
         raise damaged_error(path)
     return StoredPrints(np.array(ids, np.int64), np.array(owners, np.int64), np.concatenate(parts))
@@ -204,14 +204,14 @@ def read_counts(path: Path, db: sqlite3.Connection, name: str | None = None) -> 
 def read_owners(db: sqlite3.Connection, blobs: Iterable[bytes]) -> dict[bytes, set[str]]:
     """For each of these prints, the names that have it."""
     found: dict[bytes, set[str]] = {blob: set() for blob in blobs}
-    asked = list(found)
-    for start in range(0, len(asked), QUERY_BATCH):
-        some = asked[start : start + QUERY_BATCH]
-        these = ",".join("?" * len(some))
+    queried = list(found)
+    for start in range(0, len(queried), QUERY_BATCH):
+        batch = queried[start : start + QUERY_BATCH]
+        placeholders = ",".join("?" * len(batch))
         rows = db.execute(
             "SELECT name, embedding FROM prints JOIN names ON name_id = names.id"
-            f" WHERE negative = 0 AND substr(embedding, 1, 8) IN ({these}) AND embedding IN ({these})",
-            [*(blob[:8] for blob in some), *some],  # uses the index on the beginnings
+            f" WHERE negative = 0 AND substr(embedding, 1, 8) IN ({placeholders}) AND embedding IN ({placeholders})",
+            [*(blob[:8] for blob in batch), *batch],  # uses the index on the beginnings
         )
         for name, blob in rows:
             found[blob].add(name)

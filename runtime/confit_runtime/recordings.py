@@ -58,22 +58,22 @@ class RowCache:
 
     def rows(self, model: Model, path: Path, progress: Callable[[float], None]) -> tuple[Floats, float]:
         """`stream_rows` of a file, and its seconds, from the cache if available. Raises what `stream_rows` does."""
-        kept = self.folder / model.digest[:32] / f"{_digest(path)[:32]}.npy"
+        cache_file = self.folder / model.digest[:32] / f"{_digest(path)[:32]}.npy"
         rows = _NO_ROWS
         with self._tolerate_errors():
-            rows = _load_rows(kept)
+            rows = _load_rows(cache_file)
         if rows.ndim == 2 and rows.shape[1] == len(model.labels) and rows.dtype == np.float32:
             seconds = sound_seconds(path)
             progress(seconds)
             return rows, seconds
         with self._tolerate_errors():  # report before scoring an hour that the result cannot be kept
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=kept.parent).close()
+            cache_file.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=cache_file.parent).close()
         rows, seconds = stream_rows(model, path, progress)
         data = io.BytesIO()
         np.save(data, rows, allow_pickle=False)
         with self._tolerate_errors():
-            write_atomic(kept, data.getvalue())
+            write_atomic(cache_file, data.getvalue())
         return rows, seconds
 
     @contextmanager
@@ -107,18 +107,18 @@ def score_recordings(
     """
     lengths = {path: sound_seconds(path) for path in paths}
     check_duplicate_recordings(paths)
-    whole, done = sum(lengths.values()), 0.0
-    together: dict[str, list[tuple[Path, Floats, float]]] = {}
+    total_s, done = sum(lengths.values()), 0.0
+    by_folder: dict[str, list[tuple[Path, Floats, float]]] = {}
     found: list[Recording] = []
     for path, length in lengths.items():
         with clip_errors(path):
-            rows, seconds = cache.rows(model, path, partial(_report_total, progress, path.name, done, whole))
+            rows, seconds = cache.rows(model, path, partial(_report_total, progress, path.name, done, total_s))
         done += length
         if seconds < MIN_UNIT_S:
-            together.setdefault(str(path.parent), []).append((path, rows, seconds))
+            by_folder.setdefault(str(path.parent), []).append((path, rows, seconds))
         else:
             found += _split(str(path), rows, seconds)
-    for folder, parts in together.items():
+    for folder, parts in by_folder.items():
         files, pieces, lengths_s = zip(*parts, strict=True)
         locations = [(str(path), 0.0) for path in files]
         found.append(
@@ -135,10 +135,10 @@ def check_duplicate_recordings(paths: Sequence[Path]) -> None:
         if sizes[path.stat().st_size] > 1:
             digest = _digest(path)
             if digest in first:
-                told = (
+                problem = (
                     f"{path} and {first[digest]} are the same" if first[digest] != path else f"{path} is listed twice"
                 )
-                raise UsageError(f"{told}: list each recording once")
+                raise UsageError(f"{problem}: list each recording once")
             first[digest] = path
 
 
@@ -155,14 +155,14 @@ def stream_rows(
         rate = int(sound.samplerate)
         resampler = StreamResampler(rate, model.contract.sample_rate)
         before, after = _silence_padding(model)
-        maker, samples, sounds = ChunkScorer(model), 0, False
-        parts = list(maker.push(before))
+        scorer, samples, sounds = ChunkScorer(model), 0, False
+        parts = list(scorer.push(before))
         for block in decode(sound):
             check_samples(block, path)
             samples, sounds = samples + len(block), sounds or bool(block.any())
-            parts += maker.push(resampler.push(block))
+            parts += scorer.push(resampler.push(block))
             progress(samples / rate)
-        parts += maker.push(np.concatenate([resampler.finish(), after]), last=True)
+        parts += scorer.push(np.concatenate([resampler.finish(), after]), last=True)
     if samples == 0:
         raise AudioError(f"{path}: holds no samples")
     if not sounds:
@@ -187,9 +187,9 @@ def _silence_padding(model: Model) -> tuple[Pcm, Pcm]:
 
 
 def _report_total(
-    progress: Callable[[str, float, float], None], name: str, before: float, whole: float, seconds: float
+    progress: Callable[[str, float, float], None], name: str, before: float, total_s: float, seconds: float
 ) -> None:
-    progress(name, before + seconds, whole)
+    progress(name, before + seconds, total_s)
 
 
 def _split(name: str, rows: Floats, seconds: float) -> list[Recording]:

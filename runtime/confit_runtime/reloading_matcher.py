@@ -131,10 +131,10 @@ class ReloadingMatcher:
         binding = self._read_binding(db)
         names = dict(db.execute("SELECT id, name FROM names ORDER BY id").fetchall())
         known = set(self._read_names.values())
-        told = [name if name in known else self._checked_name(name) for name in names.values()]
+        checked_names = [name if name in known else self._checked_name(name) for name in names.values()]
         own, negative, before = self._prints(db, binding.dim)
         matcher = Matcher(
-            told,
+            checked_names,
             owner_indices(path, list(names), own.owners),
             own.prints,
             self._cohort(binding),

@@ -60,9 +60,9 @@ class IncrementalSearch:
     def __init__(self, before: Search, rows: Indices, prints: Floats) -> None:
         """`rows` are the rows of the prints of `before` in `prints [n, dim]`, -1 for a removed one."""
         self._before, self._rows, self._prints = before, rows, prints
-        there = np.zeros(len(prints), bool)
-        there[rows[rows >= 0]] = True
-        self._added, self._removed = np.flatnonzero(~there), int(np.count_nonzero(rows < 0))
+        present = np.zeros(len(prints), bool)
+        present[rows[rows >= 0]] = True
+        self._added, self._removed = np.flatnonzero(~present), int(np.count_nonzero(rows < 0))
 
     @staticmethod
     def updated(before: Search, rows: Indices, prints: Floats) -> Search:
@@ -106,8 +106,8 @@ class IndexSearch:
         inside = self._index.contains(ids.astype(np.uint64)) if len(ids) else np.zeros(0, bool)
         self._added = np.flatnonzero(~inside)
         self._prints = prints
-        some = np.flatnonzero(inside)[:: max(1, int(inside.sum()) // SAMPLE_CHECKS)][:SAMPLE_CHECKS]
-        if len(self._index) != inside.sum() or not all(self._same(ids[row], prints[row]) for row in some):
+        sample = np.flatnonzero(inside)[:: max(1, int(inside.sum()) // SAMPLE_CHECKS)][:SAMPLE_CHECKS]
+        if len(self._index) != inside.sum() or not all(self._same(ids[row], prints[row]) for row in sample):
             raise _stale_error(path)
 
     def nearest(self, unit: Floats, count: int) -> Indices:
@@ -124,8 +124,8 @@ class IndexSearch:
         return stat.st_mtime_ns, stat.st_size
 
     def _same(self, key: int, print_: Floats) -> bool:
-        kept = np.asarray(self._index.get(int(key)), np.float32).reshape(-1)
-        return kept.shape == print_.shape and float(kept @ print_) > 0.98 * float(np.linalg.norm(kept))
+        stored = np.asarray(self._index.get(int(key)), np.float32).reshape(-1)
+        return stored.shape == print_.shape and float(stored @ print_) > 0.98 * float(np.linalg.norm(stored))
 
 
 def _nearest(prints: Floats, unit: Floats, count: int) -> Indices:
@@ -207,16 +207,16 @@ def _erase(path: Path) -> None:
 
     Logs a warning about what remains, because it may be an index.
     """
-    there = path.lstat()
+    stat = path.lstat()
     stays = ""
-    if S_ISLNK(there.st_mode) and path.exists():
+    if S_ISLNK(stat.st_mode) and path.exists():
         stays = f"was a link, so its target {path.resolve()} remains"
-    elif S_ISREG(there.st_mode) and there.st_nlink > 1:
-        stays = f"has another hard link, so it remains there (`find / -xdev -inum {there.st_ino}` finds it)"
-    elif S_ISREG(there.st_mode):
+    elif S_ISREG(stat.st_mode) and stat.st_nlink > 1:
+        stays = f"has another hard link, so it remains there (`find / -xdev -inum {stat.st_ino}` finds it)"
+    elif S_ISREG(stat.st_mode):
         with open(path, "r+b", opener=lambda name, flags: os.open(name, flags | _NOFOLLOW)) as file:
-            if os.path.samestat(there, os.fstat(file.fileno())):
-                for _ in range(0, there.st_size, 1 << 20):
+            if os.path.samestat(stat, os.fstat(file.fileno())):
+                for _ in range(0, stat.st_size, 1 << 20):
                     file.write(bytes(1 << 20))
     path.unlink()
     if stays:

@@ -132,13 +132,13 @@ class SpeakerTap(RecentAudio):
 
     def _speaker(self, detection: Detection) -> str | None:
         matcher = self._gallery.matcher
-        spoke = self._match(matcher, detection, VOICE_BEFORE_S, 0.0, MIN_VOICE_S)
-        if spoke is None or spoke.name is None:
+        speaker = self._match(matcher, detection, VOICE_BEFORE_S, 0.0, MIN_VOICE_S)
+        if speaker is None or speaker.name is None:
             return None
-        said = self._match(matcher, detection, *WORD_S, MIN_WORD_VOICE_S)
-        if said is None or said.nearest != spoke.name or said.score < said.threshold - WORD_SLACK:
+        word = self._match(matcher, detection, *WORD_S, MIN_WORD_VOICE_S)
+        if word is None or word.nearest != speaker.name or word.score < word.threshold - WORD_SLACK:
             return None
-        return spoke.name
+        return speaker.name
 
     def _match(
         self, matcher: Matcher, detection: Detection, before_s: float, after_s: float, least_s: float

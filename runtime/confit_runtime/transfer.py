@@ -83,10 +83,10 @@ def import_names(target: Gallery, source: Gallery, progress: Progress = _no_prog
         names = [check_new_name(name) for name in source.counts()]
         found = {name: (source.prints(name), source.voiced_s(name)) for name in names}
         blobs = {name: source.blobs(name, negative=False) for name in names}
-        there = source.holders(every := set().union(*blobs.values()))
-    here = target.holders(every)
+        source_owners = source.holders(all_blobs := set().union(*blobs.values()))
+    target_owners = target.holders(all_blobs)
     for name in names:
-        for gallery, holders in ((target, here), (source, there)):
+        for gallery, holders in ((target, target_owners), (source, source_owners)):
             check_sole_owner(name, set().union(*(holders[blob] for blob in blobs[name])), gallery.path)
             _check_signs(name, found[name][0], gallery)
     with target.change():
@@ -110,19 +110,19 @@ def re_enroll_prints(gallery: Gallery, model: Model, kind: Kind | None = None) -
             f"{gallery.path}: holds {holds}, but {model.name} is for {KIND_PLURALS[of_model]}: use a model for {holds}, or"
             f" another --gallery (or --kind {gallery.kind}, if {model.name} is for {holds} after all)"
         )
-    made, settled = {}, kind or of_model
+    made, target_kind = {}, kind or of_model
     counts = gallery.counts()
     for name in counts:
         prints = gallery.prints(name)
-        if absent := sum(one.audio is None for one in prints):
+        if missing := sum(one.audio is None for one in prints):
             raise GalleryError(
-                f"{gallery.path}: the audio of {absent} of {name}'s {len(prints)} prints was not kept (enroll"
+                f"{gallery.path}: the audio of {missing} of {name}'s {len(prints)} prints was not kept (enroll"
                 " --keep-audio): enroll from clips again, into another --gallery"
             )
         sounds = [_decode_kept(gallery, name, one, model) for one in prints]
-        embeddings = np.stack([_embed_kept(model, sound, settled) for sound in sounds])
+        embeddings = np.stack([_embed_kept(model, sound, target_kind) for sound in sounds])
         made[name] = np.stack([one.embedding for one in prints]), embeddings
-    gallery.replace_prints(model, settled, made)
+    gallery.replace_prints(model, target_kind, made)
     return counts
 
 
@@ -148,16 +148,16 @@ def _enroll_all(target: Gallery, found: dict[str, tuple[list[Print], float]], pr
 
 def _enroll_prints(target: Gallery, name: str, prints: list[Print], voiced_s: float) -> None:
     for negative in (False, True):
-        for kept in (False, True):
-            some = [one for one in prints if one.negative == negative and (one.audio is not None) == kept]
-            if some:
+        for has_audio in (False, True):
+            selected = [one for one in prints if one.negative == negative and (one.audio is not None) == has_audio]
+            if selected:
                 target.enroll(
                     name,
-                    np.stack([one.embedding for one in some]),
-                    sources=[one.source for one in some],
-                    voiced_s=0.0 if negative else voiced_s * len(some) / sum(not one.negative for one in prints),
+                    np.stack([one.embedding for one in selected]),
+                    sources=[one.source for one in selected],
+                    voiced_s=0.0 if negative else voiced_s * len(selected) / sum(not one.negative for one in prints),
                     negative=negative,
-                    audio=[one.audio for one in some if one.audio is not None] if kept else None,
+                    audio=[one.audio for one in selected if one.audio is not None] if has_audio else None,
                     carried=True,
                 )
 

@@ -71,9 +71,9 @@ class Microphone:
             info = self._portaudio.query_devices(device, "input")
         except (ValueError, self._portaudio.PortAudioError) as error:
             what = "no default microphone" if device is None else f"no microphone {device!r}"
-            there = any(info["max_input_channels"] for info in self._portaudio.query_devices())
+            any_inputs = any(info["max_input_channels"] for info in self._portaudio.query_devices())
             none = "there are no microphones: plug one in, or listen to a file"
-            hint = "`confit-edge devices` lists the microphones" if there else none
+            hint = "`confit-edge devices` lists the microphones" if any_inputs else none
             raise DeviceError(f"{what} ({_one_line(error)}); {hint}") from error
         self._info = info
         self.device_name = str(info["name"])
@@ -103,8 +103,8 @@ class Microphone:
         """
         portaudio = import_portaudio()
         device, mark, channel = name.rpartition("#")
-        called_so = any(name.lower() in str(one["name"]).lower() for one in portaudio.query_devices())
-        if not (mark and re.fullmatch(r"\d{1,3}", channel)) or (device and called_so):
+        name_exists = any(name.lower() in str(one["name"]).lower() for one in portaudio.query_devices())
+        if not (mark and re.fullmatch(r"\d{1,3}", channel)) or (device and name_exists):
             device, channel = name, ""
         known: int | str | None = int(device) if device.isdecimal() else device or None
         return cls(known, channel=int(channel) if channel else None, portaudio=portaudio)
@@ -126,7 +126,7 @@ class Microphone:
         self._lost = None
 
     def __iter__(self) -> Iterator[Chunk | Gap | Notice]:
-        said = False  # whether a notice said that it went away
+        notified = False  # whether a notice said that it went away
         while not self._stopped.is_set():
             if self._lost is None or self._capture is not None:  # otherwise it was already away in an earlier iteration
                 heard = yield from self._hear()
@@ -134,14 +134,14 @@ class Microphone:
                     return
                 self._close()
                 if self._lost is None:
-                    self._lost, self._reported_samples, said = heard, 0, False
+                    self._lost, self._reported_samples, notified = heard, 0, False
                     self._stall_limit_s, self._reported_stalled = self._stall_s, False
                 else:  # reopening it did not help
                     yield from self._gap(boottime() - self._lost)
                     self._check_wait(self._lost)
-            if not said:
+            if not notified:
                 yield self._away_notice()
-                said = True
+                notified = True
             yield from self._wait(self._lost)
 
     def stop(self) -> None:

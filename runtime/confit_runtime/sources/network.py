@@ -187,8 +187,8 @@ class NetworkSource:
         duration_s = self._ffmpeg.duration_s
         if duration_s is not None and self._heard_s < duration_s - 1.0:
             # opened again, it would start from its beginning
-            told = f"broke off after {self._heard_s:.1f} s of {duration_s:.1f} s ({self._failure_reason()})"
-            raise DeviceError(f"{self.name}: {told}")
+            text = f"broke off after {self._heard_s:.1f} s of {duration_s:.1f} s ({self._failure_reason()})"
+            raise DeviceError(f"{self.name}: {text}")
         return duration_s is not None
 
     def _wait(self) -> Iterator[Chunk | Gap | Notice]:
@@ -215,15 +215,15 @@ class NetworkSource:
     def _drain_backlog(self) -> list[Chunk]:
         """What a reopened stream delivers until it arrives no faster than real time."""
         chunks: list[Chunk] = []
-        began, held_s, lately = 0.0, 0.0, deque[tuple[float, float]]()  # when how many seconds came
+        began, held_s, recent = 0.0, 0.0, deque[tuple[float, float]]()  # when how many seconds came
         for chunk in self._hear():
             now, seconds = boottime(), len(chunk[0]) / self.rate
             began, held_s = began or now, held_s + seconds
             chunks.append(chunk)
-            lately.append((now, seconds))
-            while lately[0][0] < now - _SETTLE_S:
-                lately.popleft()
-            steady = sum(one for _, one in lately) <= _MAX_SPEED * _SETTLE_S
+            recent.append((now, seconds))
+            while recent[0][0] < now - _SETTLE_S:
+                recent.popleft()
+            steady = sum(one for _, one in recent) <= _MAX_SPEED * _SETTLE_S
             if (now - began >= _SETTLE_S and steady) or held_s >= _MAX_BACKLOG_S:
                 break
         return chunks
@@ -232,9 +232,11 @@ class NetworkSource:
         assert self._ffmpeg is not None
         if not self._ffmpeg.ended:
             return f"it delivered nothing for {self._stall_s:g} s"
-        said = self._ffmpeg.last_message.replace(self._url, self.name)
-        said = re.sub(r"\w+://\S+", lambda found: without_secrets(found[0]), said)  # URLs that it was redirected to
-        return f"ffmpeg: {said}" if said else "it ended"
+        message = self._ffmpeg.last_message.replace(self._url, self.name)
+        message = re.sub(
+            r"\w+://\S+", lambda found: without_secrets(found[0]), message
+        )  # URLs that it was redirected to
+        return f"ffmpeg: {message}" if message else "it ended"
 
     def _close(self) -> None:
         if self._ffmpeg is not None:
@@ -280,8 +282,11 @@ class _Ffmpeg:
             data = self._process.stdout.read(65_536)
             self.ended = not data
             self._partial_sample += data
-        whole = len(self._partial_sample) // 2 * 2
-        samples, self._partial_sample = np.frombuffer(self._partial_sample[:whole], "<i2"), self._partial_sample[whole:]
+        complete = len(self._partial_sample) // 2 * 2
+        samples, self._partial_sample = (
+            np.frombuffer(self._partial_sample[:complete], "<i2"),
+            self._partial_sample[complete:],
+        )
         return samples
 
     def close(self) -> None:
@@ -302,10 +307,10 @@ class _Ffmpeg:
     def _read_log(self) -> None:
         assert self._process.stderr is not None
         for line in self._process.stderr:
-            told = line.decode(errors="replace")
-            text = " ".join(told.split())
+            decoded = line.decode(errors="replace")
+            text = " ".join(decoded.split())
             if match := re.match(r"Duration: (?:(\d+):(\d+):([\d.]+)|N/A)", text):
                 hours, minutes, seconds = match.groups(default="0")
                 self.duration_s = 3600 * int(hours) + 60 * int(minutes) + float(seconds) or None
-            elif text and not _NO_REASON.match(told):
+            elif text and not _NO_REASON.match(decoded):
                 self._lines.append(text)

@@ -93,8 +93,8 @@ class PcmSource:
                     f"the pipe contains {_FILES[start]} data, not raw PCM: write it without a header (`arecord -t"
                     " raw`, `ffmpeg ... -f s16le -`), or give the file's path as the source"
                 )
-            whole = len(held) // frame * frame
-            frames, held = np.frombuffer(held[:whole], self._dtype), held[whole:]
+            complete = len(held) // frame * frame
+            frames, held = np.frombuffer(held[:complete], self._dtype), held[complete:]
             if len(frames):
                 yield chunk_or_gap((frames.reshape(-1, self._channels), self.rate), "the pipe")
         if held and not self._stopped.is_set():
@@ -116,8 +116,8 @@ class PcmSource:
         except io.UnsupportedOperation:
             descriptor = None
         ahead = descriptor is not None and self._was_read_ahead(descriptor)
-        second = self._dtype.itemsize * self._channels * self.rate
-        lasting, came, away, paused = PlaybackClock(), boottime(), False, True
+        bytes_per_second = self._dtype.itemsize * self._channels * self.rate
+        playback, last_arrival, away, paused = PlaybackClock(), boottime(), False, True
         yield Pause()  # a writer that writes only while somebody speaks begins with a word
         while not self._stopped.is_set():
             if ahead or descriptor is None or wait_for_data(descriptor, _POLL_S):
@@ -127,12 +127,12 @@ class PcmSource:
                 if away:
                     yield Notice("back", f"{self.name}: sound comes through the pipe again")
                 yield data
-                came, away, paused = boottime(), False, False
-                lasting.received(len(data) / second, came)
-            elif not paused and boottime() > lasting.pause_due(self._pause_s):
+                last_arrival, away, paused = boottime(), False, False
+                playback.received(len(data) / bytes_per_second, last_arrival)
+            elif not paused and boottime() > playback.pause_due(self._pause_s):
                 paused = True
                 yield Pause()
-            elif not away and boottime() - came > self._stall_s:
+            elif not away and boottime() - last_arrival > self._stall_s:
                 away = True
                 yield Notice("away", f"{self.name}: nothing came through the pipe for {self._stall_s:g} s; waiting")
 
