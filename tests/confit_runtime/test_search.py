@@ -34,7 +34,7 @@ def test_prints_that_are_gone_take_no_place() -> None:
     rows = np.full(250, -1)
     rows[there] = np.arange(len(there))
     now = PRINTS[[*there, *np.setdiff1d(np.arange(250, 300), gone)]]
-    search = IncrementalSearch.of(ExactSearch(PRINTS[:250]), rows, now)
+    search = IncrementalSearch.updated(ExactSearch(PRINTS[:250]), rows, now)
     assert isinstance(search, IncrementalSearch)
     assert sorted(search.nearest(QUERY, 10).tolist()) == sorted(by_cosine(now)[:10])
 
