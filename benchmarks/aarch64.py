@@ -61,7 +61,7 @@ VOICE = "bm_george"  # from the test split
 RECIPES: dict[str, dict[str, Any]] = {
     "fp32": {"quantize": False},
     "static, portable": {},
-    "static, arm64": {"how": Quantisation(target="arm64")},
+    "static, arm64": {"quantisation": Quantisation(target="arm64")},
 }
 RATE, SOURCE_RATE, GAP_S, MUSIC = 16_000, 48_000, 0.6, 0.2
 ROWS = """

@@ -22,7 +22,7 @@ from confit_edge.demo.story import STREAM_SECONDS, STREAM_SNR, detect, noisy_str
 from confit_edge.probes.metrics import paired_difference
 from confit_edge.runs import read_run, run_corpus
 from confit_export.export import export_run
-from confit_export.gate import Answers
+from confit_export.gate import Predictions
 from confit_runtime.audio import Pcm
 from confit_runtime.model import Model, load
 from confit_runtime.scoring import SoundEvent, score_detections
@@ -53,14 +53,14 @@ def measure(seed: int, folder: Path) -> dict[str, Any]:
     heard = {}
     for name, path in (("exact", exact), ("fused", fused)):
         model = load(path)
-        heard[name] = Answers.by(model, corpus.test, corpus)
+        heard[name] = Predictions.of(model, corpus.test, corpus)
         row[name] = {
-            "test": heard[name].measured(),
+            "test": heard[name].metrics(),
             "cosine": round(model.contract.parity["cosine"], 4),
             "streams": listen(model, streams),
         }
         print(seed, name, row[name])
-    difference = paired_difference(heard["exact"].right, heard["fused"].right, heard["exact"].groups, seed)
+    difference = paired_difference(heard["exact"].correct, heard["fused"].correct, heard["exact"].groups, seed)
     return {**row, "test_lost": difference.to_dict()}
 
 

@@ -130,7 +130,7 @@ def export(
     """
     from confit_edge.runs import read_run, run_corpus, with_current_paths
     from confit_export.calibration import CALIBRATIONS
-    from confit_export.export import Quantisation, export_run, refuse_steering, refuse_unquantised
+    from confit_export.export import Quantisation, check_no_quantize_options, check_printable, export_run
     from confit_export.model_card import recommendation, refuse_other_card, time_model, write_card
     from confit_export.quantize import SCHEMES
     from confit_export.targets import TARGETS
@@ -138,8 +138,8 @@ def export(
     from confit_runtime.enrollment import model_kind
 
     if not quantize:
-        refuse_unquantised({"--scheme": scheme, "--target": target, "--calibration": calibration})
-    refuse_steering(out, license)
+        check_no_quantize_options({"--scheme": scheme, "--target": target, "--calibration": calibration})
+    check_printable(out, license)
     refuse_other_card(out)
     (loaded,) = with_current_paths([read_run(run)], background=background, others=others)
     corpus = run_corpus(loaded, data)
@@ -148,7 +148,7 @@ def export(
         corpus,
         out,
         quantize=quantize,
-        how=Quantisation(
+        quantisation=Quantisation(
             scheme=_check_choice("--scheme", scheme, SCHEMES),
             target=_check_choice("--target", target, TARGETS),
             calibration=_check_choice("--calibration", calibration, CALIBRATIONS),
@@ -206,14 +206,14 @@ def export(
 
 def _next_step(contract: Contract, out: Path) -> str:
     """The next step: enroll for a model of voices, listen for one that detects its sounds, improve one that does not."""
-    from confit_export.export import hears
+    from confit_export.export import finds_half
     from confit_runtime.enrollment import model_kind
 
     model = quote(str(out))
     enroll, listen = f"confit-edge enroll {model} NAME CLIP...", f"confit-edge listen {model}"
     if model_kind(contract) == "speaker":
         return enroll
-    if hears(contract.calibration["detection"]):
+    if finds_half(contract.calibration["detection"]):
         return f"{listen}; to add names it was not trained on: {enroll}"
     return (
         "train with more clips of more voices, and with --background; or let it fire more easily, with more false accepts:"

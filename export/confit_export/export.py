@@ -23,15 +23,15 @@ from confit_export.calibration import Calibration, calibration_feeds
 from confit_export.cost import count_cost
 from confit_export.enrollment import cohort_rows, enrollment_prior, kind_of_run, strangers
 from confit_export.fuse import can_fuse, fuse_activations
-from confit_export.gate import Answers, Verdict
+from confit_export.gate import Predictions, Verdict
 from confit_export.graph import StreamingModel, WindowedModel, assemble, to_onnx
-from confit_export.measure import accuracies, alone, compare_on_test, share_that_fires, softer
+from confit_export.measure import accuracies, compare_on_test, count_softer, isolated_positives, share_fired
 from confit_export.model_file import draft, provisional, replace_rows, sealed
 from confit_export.qat import fine_tune
 from confit_export.quantize import PRECISION, Quantizer, Scheme
 from confit_export.rewrite import int8_states
 from confit_export.rooms import embed_rooms
-from confit_export.search import Found, all_but, search
+from confit_export.search import SearchResult, layers_to_quantise, search
 from confit_export.sensitivity import validation_windows
 from confit_export.targets import Target, preset
 from confit_export.thresholds import LOWEST, SNR_DB, Setting
@@ -47,13 +47,13 @@ from confit_runtime.model import Model
 from confit_runtime.names import escape_controls
 
 SWEEP_MINUTES = 20.0
-COMPARED_S = 12.0  # seconds of sound to compare, streamed and at once
-NAMED = 5  # how many of the worst layers an export that fails names
+PARITY_S = 12.0  # seconds of sound to compare, streamed and at once
+LISTED_LAYERS = 5  # how many of the worst layers an export that fails names
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Assembled:
+class AssembledModel:
     """An encoder, the model assembled from it for export, and that model's fp32 graph."""
 
     encoder: Encoder
@@ -61,7 +61,7 @@ class Assembled:
     graph: onnx.ModelProto
 
     @classmethod
-    def of(cls, encoder: Encoder, run: Run, cohort: np.ndarray) -> Assembled:
+    def from_encoder(cls, encoder: Encoder, run: Run, cohort: np.ndarray) -> AssembledModel:
         """Assemble `encoder`, which is the encoder of `run` or one that replaces it."""
         model = assemble(encoder, run.linear, run.typicality)
         return cls(encoder, model, to_onnx(model, encoder, cohort))
@@ -108,7 +108,7 @@ def export_run(
     out: str | Path,
     *,
     quantize: bool = True,
-    how: Quantisation = Quantisation(),
+    quantisation: Quantisation = Quantisation(),
     fuse: bool = False,
     force: bool = False,
     kind: Kind | None = None,
@@ -117,7 +117,7 @@ def export_run(
 ) -> Exported:
     """Write `out`, one ONNX file with its contract.
 
-    With `quantize` the model is quantised as `how` says. `fuse` replaces activations with ones that runtimes fuse
+    With `quantize` the model is quantised as `quantisation` says. `fuse` replaces activations with ones that runtimes fuse
     (`confit_export.fuse`); the fp32 model with the replacements must pass the gate too. `kind` is what enrolled names stand
     for, speakers or sounds; None takes the run's own kind (`kind_of_run`).
 
@@ -126,14 +126,16 @@ def export_run(
     pass the gate (`confit_export.gate`). With `force` the file is written anyway, and its contract's metrics say what failed.
     """
     out = Path(out)
-    ranges = {"--target": how.target != "portable", "--calibration": how.calibration != "minmax"}
+    ranges = {"--target": quantisation.target != "portable", "--calibration": quantisation.calibration != "minmax"}
     if not quantize:
-        others = {"--keep-fp32": how.keep_fp32, "--qat-epochs": how.qat_epochs}
-        refuse_unquantised({"--scheme": how.scheme != "static", **ranges, **others})
-    elif how.scheme in ("weight-only", "fp16"):
-        _refuse_idle(f"--scheme {how.scheme}", "computes in fp32", {**ranges, "--qat-epochs": how.qat_epochs})
-    refuse_steering(out, license)
-    _check_request(out, run.encoder, how.scheme if quantize else None, fuse)
+        others = {"--keep-fp32": quantisation.keep_fp32, "--qat-epochs": quantisation.qat_epochs}
+        check_no_quantize_options({"--scheme": quantisation.scheme != "static", **ranges, **others})
+    elif quantisation.scheme in ("weight-only", "fp16"):
+        _check_no_effect(
+            f"--scheme {quantisation.scheme}", "computes in fp32", {**ranges, "--qat-epochs": quantisation.qat_epochs}
+        )
+    check_printable(out, license)
+    _check_request(out, run.encoder, quantisation.scheme if quantize else None, fuse)
     check_same_data(run, corpus)
     make_folder(out.parent)
     remove_leftovers(out)
@@ -143,25 +145,25 @@ def export_run(
     # words are centred as they are, background is cropped
     windows = Augmenter(encoder.window)([clips.pcm[row] for row in rows], np.random.default_rng([seed, 6]))
     cohort = embed_clips(encoder, list(windows), torch.device("cpu"))
-    fp32 = Assembled.of(encoder, run, cohort)
+    fp32 = AssembledModel.from_encoder(encoder, run, cohort)
     say(f"assembled the graph: {len(fp32.model.state)} states, {len(fp32.graph.graph.node)} nodes")
 
-    named = {"name": out.stem, "license": license}
-    contract = fp32.contract(run, fp32.graph, {}, precision="fp32", **named)
+    metadata = {"name": out.stem, "license": license}
+    contract = fp32.contract(run, fp32.graph, {}, precision="fp32", **metadata)
     fp32_model = provisional(out, fp32.graph, contract)
-    reference = Answers.by(fp32_model, corpus.val, corpus)
-    work = _Work(run, corpus, out, named, cohort, force, say, reference, fp32, fp32.graph, contract)
-    work.difference = stream_difference(fp32_model, encoder, corpus)
+    reference = Predictions.of(fp32_model, corpus.val, corpus)
+    job = _ExportJob(run, corpus, out, metadata, cohort, force, say, reference, fp32, fp32.graph, contract)
+    job.max_abs_diff = stream_difference(fp32_model, encoder, corpus)
     if fuse:
-        work.fuse()
-    work.check_streaming()
+        job.fuse()
+    job.check_streaming()
     if quantize:
-        work.quantize(how)
-    finished = _finish(run, corpus, out, work.graph, work.contract, windows, rows, kind or kind_of_run(run), say)
-    shipped = provisional(out, work.graph, finished)
+        job.quantize(quantisation)
+    finished = _finish(run, corpus, out, job.graph, job.contract, windows, rows, kind or kind_of_run(run), say)
+    shipped = provisional(out, job.graph, finished)
     measured = {
         "fp32": accuracies(fp32_model, reference, corpus),
-        "shipped": accuracies(shipped, Answers.by(shipped, corpus.val, corpus), corpus),
+        "shipped": accuracies(shipped, Predictions.of(shipped, corpus.val, corpus), corpus),
     }
     if corpus.multi_label:
         say(f"mAP on validation: {format_map(measured['shipped']['val'])}")
@@ -169,37 +171,37 @@ def export_run(
             say(f"mAP on test: {format_map(measured['shipped']['test'])}")
     if quantize and "test" in measured["shipped"]:
         compare_on_test(measured["fp32"]["test"], measured["shipped"]["test"], finished.precision, say)
-    fired = share_that_fires(shipped, corpus)
+    fired = share_fired(shipped, corpus)
     if fired:
-        what = f"{'test' if len(corpus.test) else 'validation'} {clip_noun(finished)}"
+        clips_fired = f"{'test' if len(corpus.test) else 'validation'} {clip_noun(finished)}"
         say(
-            f"at these thresholds {format_accuracy(fired)} of {fired['n']} {what} fire, each played alone between silences"
+            f"at these thresholds {format_accuracy(fired)} of {fired['n']} {clips_fired} fire, each played alone between silences"
         )
-    soft = softer(shipped, corpus, run, say)
+    softer_counts = count_softer(shipped, corpus, run, say)
     finished = replace(
         finished,
         metrics={
             **measured["shipped"],
             **({"fired": fired} if fired else {}),
-            **({"softer": soft} if soft else {}),
-            "gate": {"passed": not work.failures, "failures": work.failures},
+            **({"softer": softer_counts} if softer_counts else {}),
+            "gate": {"passed": not job.failures, "failures": job.failures},
         },
-        parity={**work.parity, "fp32": measured["fp32"]},
+        parity={**job.parity, "fp32": measured["fp32"]},
     )
-    data = sealed(work.graph, finished)
+    data = sealed(job.graph, finished)
     write_atomic(out, data)
     fp32_bytes = len(sealed(fp32.graph, replace(finished, precision="fp32")))
     return Exported(
-        out, len(data), fp32_bytes, finished, measured["fp32"], measured["shipped"], work.difference, fp32_model
+        out, len(data), fp32_bytes, finished, measured["fp32"], measured["shipped"], job.max_abs_diff, fp32_model
     )
 
 
-def refuse_unquantised(options: Mapping[str, object]) -> None:
+def check_no_quantize_options(options: Mapping[str, object]) -> None:
     """Raise UsageError for an option of quantisation given with --no-quantize."""
-    _refuse_idle("--no-quantize", "nothing is quantised", options)
+    _check_no_effect("--no-quantize", "nothing is quantised", options)
 
 
-def refuse_steering(out: Path, license: str) -> None:
+def check_printable(out: Path, license: str) -> None:
     """Raise UsageError if the model's name or licence, both stored in the contract, would disturb the line it is shown in."""
     for option, text in ((f"-o {out}", out.stem), (f"--license {license}", license)):
         if escape_controls(text) != text:
@@ -209,11 +211,11 @@ def refuse_steering(out: Path, license: str) -> None:
             )
 
 
-def _refuse_idle(option: str, why: str, options: Mapping[str, object]) -> None:
+def _check_no_effect(option: str, why: str, options: Mapping[str, object]) -> None:
     """Raise UsageError for options that have no effect together with `option`."""
     if given := [name for name, asked in options.items() if asked]:
-        them = "it" if len(given) == 1 else "them"
-        raise UsageError(f"{option}: {why}, so {', '.join(given)} would have no effect; remove {them} or {option}")
+        pronoun = "it" if len(given) == 1 else "them"
+        raise UsageError(f"{option}: {why}, so {', '.join(given)} would have no effect; remove {pronoun} or {option}")
 
 
 def _check_request(out: Path, encoder: Encoder, scheme: Scheme | None, fuse: bool) -> None:
@@ -231,159 +233,191 @@ def _check_request(out: Path, encoder: Encoder, scheme: Scheme | None, fuse: boo
 
 
 @dataclass
-class _Work:
+class _ExportJob:
     """An export in progress: the current model, how it compares with the run's own, and the failures that `force` let pass."""
 
     run: Run
     corpus: Corpus
     out: Path
-    named: dict[str, str]
+    metadata: dict[str, str]
     cohort: np.ndarray
     force: bool
     say: Say
-    reference: Answers  # of the run's own fp32 model, on validation
-    made: Assembled
+    reference: Predictions  # of the run's own fp32 model, on validation
+    assembled: AssembledModel
     graph: onnx.ModelProto
     contract: Contract
-    difference: float = float("nan")  # the largest between streaming and offline
+    max_abs_diff: float = float("nan")  # the largest between streaming and offline
     parity: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
     def fuse(self) -> None:
         """Replace activations with ones that runtimes fuse."""
-        self.made = Assembled.of(fuse_activations(self.made.encoder, self.corpus, self.run), self.run, self.cohort)
-        self.graph = self.made.graph
-        self.contract = self.made.contract(self.run, self.graph, {}, precision="fp32", **self.named)
+        self.assembled = AssembledModel.from_encoder(
+            fuse_activations(self.assembled.encoder, self.corpus, self.run), self.run, self.cohort
+        )
+        self.graph = self.assembled.graph
+        self.contract = self.assembled.contract(self.run, self.graph, {}, precision="fp32", **self.metadata)
         verdict = self._judge(self.graph, precision="fp32")
-        self.say(f"activations replaced with fused ones: {verdict.told}")
+        self.say(f"activations replaced with fused ones: {verdict.summary}")
         self.parity["fused_activations"] = verdict.to_dict()
-        self._fail(
+        self._fail_unless_forced(
             [f"with activations replaced, {failure}" for failure in verdict.failures],
             "export without --fuse-activations",
         )
-        its_own = stream_difference(provisional(self.out, self.graph, self.contract), self.made.encoder, self.corpus)
-        self.difference = float(np.maximum(self.difference, its_own))  # NaN if either is
+        fused_diff = stream_difference(
+            provisional(self.out, self.graph, self.contract), self.assembled.encoder, self.corpus
+        )
+        self.max_abs_diff = float(np.maximum(self.max_abs_diff, fused_diff))  # NaN if either is
 
     def check_streaming(self) -> None:
         """Check that the fp32 model, streamed in parts, gives what torch gives on the whole sound."""
-        self.parity["stream_max_abs_diff"] = self.difference
-        if not self.difference <= gate.STREAM:
-            self._fail([f"streaming differs from offline by {self.difference:.2g} (at most {gate.STREAM:g} allowed)"])
-        else:
-            self.say(f"streaming equals offline: largest difference {self.difference:.1e}")
-
-    def quantize(self, how: Quantisation) -> None:
-        """Quantise as many layers as the gate allows, and leave out the ones with the largest error."""
-        if how.scheme in ("static", "dynamic") and preset(how.target).weight_bits == 8 and saturates():
-            self.say(
-                f"--target {how.target}: this processor (x86 without VNNI) computes products of 8-bit weights wrongly, so the"
-                " gate sees worse results than the target will; export on the target, or use --target portable"
+        self.parity["stream_max_abs_diff"] = self.max_abs_diff
+        if not self.max_abs_diff <= gate.STREAM:
+            self._fail_unless_forced(
+                [f"streaming differs from offline by {self.max_abs_diff:.2g} (at most {gate.STREAM:g} allowed)"]
             )
-        quantizer = self._quantizer(self.made, how)
-        if how.qat_epochs:
-            quantizer = self._fine_tuned(quantizer, how)
+        else:
+            self.say(f"streaming equals offline: largest difference {self.max_abs_diff:.1e}")
+
+    def quantize(self, quantisation: Quantisation) -> None:
+        """Quantise as many layers as the gate allows, and leave out the ones with the largest error."""
+        if (
+            quantisation.scheme in ("static", "dynamic")
+            and preset(quantisation.target).weight_bits == 8
+            and saturates()
+        ):
+            self.say(
+                f"--target {quantisation.target}: this processor (x86 without VNNI) computes products of 8-bit weights wrongly,"
+                " so the gate sees worse results than the target will; export on the target, or use --target portable"
+            )
+        quantizer = self._quantizer(self.assembled, quantisation)
+        if quantisation.qat_epochs:
+            quantizer = self._fine_tune(quantizer, quantisation)
         found = search(
             quantizer,
             partial(self._judge, precision="int8"),
-            validation_windows(self.made.encoder, self.corpus, self.run.recipe.seed),
-            how.keep_fp32,
+            validation_windows(self.assembled.encoder, self.corpus, self.run.recipe.seed),
+            quantisation.keep_fp32,
             cache=default_cache(),
-            minutes=how.sweep_minutes,
+            minutes=quantisation.sweep_minutes,
             say=self.say,
         )
-        verdict, written = found.verdict, PRECISION[how.scheme]
-        quantised = written if written.endswith("weights") else f"{how.scheme} {written}"
-        self.say(f"{quantised} compared with fp32: {verdict.told}")
-        self._fail(verdict.failures, *_blame(found, how.qat_epochs))
+        verdict, stored_as = found.verdict, PRECISION[quantisation.scheme]
+        scheme_name = stored_as if stored_as.endswith("weights") else f"{quantisation.scheme} {stored_as}"
+        self.say(f"{scheme_name} compared with fp32: {verdict.summary}")
+        self._fail_unless_forced(verdict.failures, *_failure_advice(found, quantisation.qat_epochs))
         self.graph = found.graph
         int8_states(self.graph)
-        precision = written if found.layers else "fp32"
-        by_layer = dict.fromkeys(found.layers, written)
-        self.contract = self.made.contract(self.run, self.graph, by_layer, precision=precision, **self.named)
-        self.parity |= _parity(found, how)
+        precision = stored_as if found.layers else "fp32"
+        by_layer = dict.fromkeys(found.layers, stored_as)
+        self.contract = self.assembled.contract(self.run, self.graph, by_layer, precision=precision, **self.metadata)
+        self.parity |= _parity(found, quantisation)
 
-    def _quantizer(self, made: Assembled, how: Quantisation) -> Quantizer:
-        feeds = calibration_feeds(made.graph, made.encoder, self.corpus, self.run)
-        return Quantizer.of(made.graph, how.scheme, how.target, made.model.fp32_scopes, feeds, how.calibration)
+    def _quantizer(self, assembled: AssembledModel, quantisation: Quantisation) -> Quantizer:
+        feeds = calibration_feeds(assembled.graph, assembled.encoder, self.corpus, self.run)
+        return Quantizer.of(
+            assembled.graph,
+            quantisation.scheme,
+            quantisation.target,
+            assembled.model.fp32_scopes,
+            feeds,
+            quantisation.calibration,
+        )
 
-    def _fine_tuned(self, before: Quantizer, how: Quantisation) -> Quantizer:
+    def _fine_tune(self, before: Quantizer, quantisation: Quantisation) -> Quantizer:
         """Fine-tune for rounding; keep the result only if, quantised, it is closer to the run's own model than `before`."""
-        tuned = fine_tune(self.made.encoder, self.corpus, self.run, preset(how.target), how.qat_epochs, self.say)
-        made = Assembled.of(tuned, self.run, self.cohort)
-        after = self._quantizer(made, how)
-        was, is_ = (
-            self._judge(quantizer(all_but(quantizer.layers, how.keep_fp32)), precision="int8").cosine
+        encoder = fine_tune(
+            self.assembled.encoder,
+            self.corpus,
+            self.run,
+            preset(quantisation.target),
+            quantisation.qat_epochs,
+            self.say,
+        )
+        assembled = AssembledModel.from_encoder(encoder, self.run, self.cohort)
+        after = self._quantizer(assembled, quantisation)
+        cosine_before, cosine_after = (
+            self._judge(
+                quantizer(layers_to_quantise(quantizer.layers, quantisation.keep_fp32)), precision="int8"
+            ).cosine
             for quantizer in (before, after)
         )
-        if is_ <= was:
+        if cosine_after <= cosine_before:
             self.say(
-                f"fine-tuning did not bring it closer to fp32 (mean cosine {is_:.4f}, without {was:.4f}), so it is not used"
+                f"fine-tuning did not bring it closer to fp32 (mean cosine {cosine_after:.4f}, without {cosine_before:.4f}),"
+                " so it is not used"
             )
             self.parity["qat_epochs"] = 0
             return before
-        self.say(f"fine-tuning brought it closer to fp32 (mean cosine {is_:.4f}, without {was:.4f})")
-        self.made, self.parity["qat_epochs"] = made, how.qat_epochs
+        self.say(f"fine-tuning brought it closer to fp32 (mean cosine {cosine_after:.4f}, without {cosine_before:.4f})")
+        self.assembled, self.parity["qat_epochs"] = assembled, quantisation.qat_epochs
         return after
 
     def _judge(self, graph: onnx.ModelProto, *, precision: str) -> Verdict:
         """Compare `graph` with the run's own fp32 model on validation."""
         model = provisional(self.out, graph, replace(self.contract, precision=precision))
-        return Verdict.of(self.reference, Answers.by(model, self.corpus.val, self.corpus), self.run.recipe.seed)
+        return Verdict.compare(
+            self.reference, Predictions.of(model, self.corpus.val, self.corpus), self.run.recipe.seed
+        )
 
-    def _fail(self, failures: Sequence[str], *advice: str) -> None:
+    def _fail_unless_forced(self, failures: Sequence[str], *advice: str) -> None:
         """If there are failures, raise ConfitError so that no file is written; with `force`, report and record them."""
         if not failures:
             return
         self.failures += failures
-        told = "; ".join([*self.failures, *advice])
+        message = "; ".join([*self.failures, *advice])
         if not self.force:
-            raise ConfitError(f"{self.out}: not written: {told}")
-        self.say(f"{self.out}: does not pass the gate, but --force writes it: {told}")
+            raise ConfitError(f"{self.out}: not written: {message}")
+        self.say(f"{self.out}: does not pass the gate, but --force writes it: {message}")
 
 
 def stream_difference(model: Model, encoder: Encoder, corpus: Corpus) -> float:
     """The largest difference in an embedding between the model file fed in random parts and torch on the whole sound."""
     hop, contract, clips = encoder.hop, model.contract, corpus.val.pcm or corpus.train.pcm
-    wanted, joined = int(COMPARED_S * encoder.sample_rate), np.zeros(0, np.float32)
+    samples, joined = int(PARITY_S * encoder.sample_rate), np.zeros(0, np.float32)
     for clip in clips:  # only as many as are compared
-        if len(joined) < wanted:
-            joined = np.concatenate([joined, clip[: wanted - len(joined)]])
+        if len(joined) < samples:
+            joined = np.concatenate([joined, clip[: samples - len(joined)]])
     audio = np.pad(joined, (0, max(0, encoder.window - len(joined))))
     audio = np.pad(audio, (0, -(len(audio) - encoder.window) % hop))
     offline = encoder.rows(torch.from_numpy(audio)).numpy()
     if not contract.streaming:
         return float(np.abs(model.rows(audio, encoder.sample_rate)[1] - offline).max())
-    rng, parts, at, state = np.random.default_rng(0), [], 0, model.initial_state(1)
-    while at < len(audio):
-        step = hop * int(rng.integers(1, 6))
-        _, embedding, state = model.run(audio[None, at : at + step], state)
+    rng, parts, start, state = np.random.default_rng(0), [], 0, model.initial_state(1)
+    while start < len(audio):
+        size = hop * int(rng.integers(1, 6))
+        _, embedding, state = model.run(audio[None, start : start + size], state)
         parts.append(embedding[0])
-        at += step
+        start += size
     return float(np.abs(np.concatenate(parts)[contract.warmup_hops :] - offline).max())
 
 
-def _blame(found: Found, qat_epochs: int) -> list[str]:
+def _failure_advice(found: SearchResult, qat_epochs: int) -> list[str]:
     """The layers with the largest error, in words, and what to try."""
     errors = found.sweep.errors if found.sweep else {}
-    worst = ", ".join(f"{layer} {error:.4f}" for layer, error in list(errors.items())[:NAMED])
-    blamed = [f"largest errors (1 - cosine) when quantised alone: {worst}"] if worst else []
-    tuning = "" if qat_epochs else "--qat-epochs 3, "
-    return [*blamed, f"try --calibration percentile, {tuning}another --scheme, or export with --no-quantize"]
+    worst = ", ".join(f"{layer} {error:.4f}" for layer, error in list(errors.items())[:LISTED_LAYERS])
+    largest_errors = [f"largest errors (1 - cosine) when quantised alone: {worst}"] if worst else []
+    qat_option = "" if qat_epochs else "--qat-epochs 3, "
+    return [
+        *largest_errors,
+        f"try --calibration percentile, {qat_option}another --scheme, or export with --no-quantize",
+    ]
 
 
-def _parity(found: Found, how: Quantisation) -> dict[str, Any]:
+def _parity(found: SearchResult, quantisation: Quantisation) -> dict[str, Any]:
     """How the quantised graph was made, and how it compares with fp32."""
-    made: dict[str, Any] = {
-        "scheme": how.scheme,
-        "target": how.target,
+    report: dict[str, Any] = {
+        "scheme": quantisation.scheme,
+        "target": quantisation.target,
         "kept_fp32": found.kept,
         **found.verdict.to_dict(),
     }
-    if how.scheme in ("static", "dynamic") and found.layers:
-        made |= {"calibration": how.calibration, "weight_bits": preset(how.target).weight_bits}
+    if quantisation.scheme in ("static", "dynamic") and found.layers:
+        report |= {"calibration": quantisation.calibration, "weight_bits": preset(quantisation.target).weight_bits}
     if found.sweep:
-        made["sweep"] = {"errors": found.sweep.errors, "unmeasured": found.sweep.unmeasured}
-    return made
+        report["sweep"] = {"errors": found.sweep.errors, "unmeasured": found.sweep.unmeasured}
+    return report
 
 
 def _finish(
@@ -414,16 +448,16 @@ def _finish(
         f"{chosen.report['found']} of {chosen.report['words']} found,"
         f" {format_count(chosen.report['false_accepts'], 'false accept')}"
     )
-    if not hears(chosen.report):
+    if not finds_half(chosen.report):
         # with the chosen detection settings, so that sounds heard alone are smoothed as in the stream
-        tried = replace(contract, smoothing_hops=chosen.smoothing_hops, min_hops=thresholds.MIN_HOPS[0])
+        smoothed = replace(contract, smoothing_hops=chosen.smoothing_hops, min_hops=thresholds.MIN_HOPS[0])
         say(
-            f"warning: a device would hear {_why_so_few(chosen, provisional(out, graph, tried), corpus)}. Train with"
+            f"warning: a device would hear {_explain_low_recall(chosen, provisional(out, graph, smoothed), corpus)}. Train with"
             f" {'' if corpus.background_train else '--background, or with '}more clips from more voices (or machines, or rooms),"
             " cut to their sound. For enrolled names the model may be good enough as it is"
         )
     val = np.stack([embedder.embed(clip, contract.sample_rate) for clip in corpus.val.pcm])
-    against = strangers(kind, cohort, corpus.training_clips().targets[rows], quiet)
+    strangers_of_kind = strangers(kind, cohort, corpus.training_clips().targets[rows], quiet)
     return replace(
         contract,
         thresholds=chosen.thresholds,
@@ -432,31 +466,33 @@ def _finish(
         calibration={
             "enroll": {
                 "kind": kind,
-                **enrollment_prior(val, corpus.val.targets, *against, seed, nobody=corpus.unknown_column),
+                **enrollment_prior(val, corpus.val.targets, *strangers_of_kind, seed, nobody=corpus.unknown_column),
             },
             "detection": chosen.report,
         },
     )
 
 
-def _why_so_few(chosen: Setting, model: Model, corpus: Corpus) -> str:
+def _explain_low_recall(chosen: Setting, model: Model, corpus: Corpus) -> str:
     """Say how many sounds were found, and why the lowest threshold tried would not help: false accepts, or none more found."""
     report, lowest = chosen.report, chosen.loosest
-    told, found = f"{report['found']} of {report['words']} sounds", sum(lowest.found)
+    found_of_all, found = f"{report['found']} of {report['words']} sounds", sum(lowest.found)
     if found > report["found"]:
-        falsely = format_count(len(lowest.false_accepts), "false accept")
+        false_accepts = format_count(len(lowest.false_accepts), "false accept")
         return (
-            f"{told}. Lower thresholds let too much else through: at {LOWEST:g} it would hear {found}, with {falsely}"
+            f"{found_of_all}. Lower thresholds let too much else through: at {LOWEST:g} it would hear {found},"
+            f" with {false_accepts}"
         )
-    heard = alone(model, corpus.val, corpus)
-    would = sum(one.level >= LOWEST for one in heard)
-    under = "the validation part of the background" if corpus.background_val else "coloured noise"
+    positives = isolated_positives(model, corpus.val, corpus)
+    would_fire = sum(positive.level >= LOWEST for positive in positives)
+    noise = "the validation part of the background" if corpus.background_val else "coloured noise"
     return (
-        f"{told}, and no more with lower thresholds: over {under}, {SNR_DB:g} dB softer than the sounds, the others do not"
-        f" fire even at {LOWEST:g}. Heard alone, {would} of {len(heard)} validation {clip_noun(model.contract)} would"
+        f"{found_of_all}, and no more with lower thresholds: over {noise}, {SNR_DB:g} dB softer than the sounds, the others"
+        f" do not fire even at {LOWEST:g}. Heard alone, {would_fire} of {len(positives)} validation"
+        f" {clip_noun(model.contract)} would"
     )
 
 
-def hears(detection: Mapping[str, Any]) -> bool:
+def finds_half(detection: Mapping[str, Any]) -> bool:
     """Whether the model found at least half of the sounds of the validation stream; `detection` is from `calibration`."""
     return bool(2 * detection["found"] >= detection["words"])

@@ -21,36 +21,36 @@ STREAM = 1e-4  # the largest difference in an embedding between sound streamed i
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """A model's answer to each clip: its embedding `[clips, dim]`, and whether its best label is right.
 
-    `right [labelled]` and `groups` cover only the clips that have a label; in data with several labels a clip may have
-    none, and then no answer could be right. For such data `ranked` scores all labels on all clips
+    `correct [labelled]` and `groups` cover only the clips that have a label; in data with several labels a clip may have
+    none, and then no answer could be right. For such data `ranking` scores all labels on all clips
     (`confit_edge.probes.metrics.ranked`), because the best label says nothing about the others.
     """
 
-    right: Bools
+    correct: Bools
     embeddings: npt.NDArray[np.float32]
     groups: list[str]
-    ranked: dict[str, float] | None = None
+    ranking: dict[str, float] | None = None
 
     @classmethod
-    def by(cls, model: Model, clips: Clips, corpus: Corpus) -> Answers:
+    def of(cls, model: Model, clips: Clips, corpus: Corpus) -> Predictions:
         """Run `clips` through the runtime as a device would, and average each clip over its hops."""
-        places = [model.labels.index(corpus.classes[at]) for at in corpus.answers]
-        heard = ([rows.mean(axis=0) for rows in model.rows(pcm, model.contract.sample_rate)] for pcm in clips.pcm)
-        scores, embeddings = map(np.stack, zip(*heard, strict=True))
+        columns = [model.labels.index(corpus.classes[column]) for column in corpus.answers]
+        outputs = ([rows.mean(axis=0) for rows in model.rows(pcm, model.contract.sample_rate)] for pcm in clips.pcm)
+        scores, embeddings = map(np.stack, zip(*outputs, strict=True))
         embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
         targets = clips.targets[:, corpus.answers]
         labelled = np.flatnonzero(targets.any(axis=1))
-        scores = scores[:, places]
-        of_all = ranked(scores, targets, clips.groups) if corpus.multi_label else None
+        scores = scores[:, columns]
+        ranking = ranked(scores, targets, clips.groups) if corpus.multi_label else None
         right = correct(scores[labelled], targets[labelled])
-        return cls(right, embeddings, [clips.groups[row] for row in labelled], of_all)
+        return cls(right, embeddings, [clips.groups[row] for row in labelled], ranking)
 
-    def measured(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """Accuracy with its interval; where clips have several labels also `map`, `map_low` and `map_high`."""
-        return accuracy(self.right, self.groups).to_dict() | (self.ranked or {})
+        return accuracy(self.correct, self.groups).to_dict() | (self.ranking or {})
 
 
 @dataclass(frozen=True)
@@ -69,31 +69,31 @@ class Verdict:
     map_lost: float | None = None
 
     @classmethod
-    def of(cls, fp32: Answers, other: Answers, seed: int) -> Verdict:
-        lost = paired_difference(fp32.right, other.right, fp32.groups, seed)
-        net = int(fp32.right.sum()) - int(other.right.sum())
+    def compare(cls, fp32: Predictions, other: Predictions, seed: int) -> Verdict:
+        lost = paired_difference(fp32.correct, other.correct, fp32.groups, seed)
+        clips_lost = int(fp32.correct.sum()) - int(other.correct.sum())
         cosine = float((fp32.embeddings * other.embeddings).sum(axis=1).mean())
-        map_lost = fp32.ranked["map"] - other.ranked["map"] if fp32.ranked and other.ranked else None
-        return cls(lost, net, len(fp32.right), cosine, map_lost)
+        map_lost = fp32.ranking["map"] - other.ranking["map"] if fp32.ranking and other.ranking else None
+        return cls(lost, clips_lost, len(fp32.correct), cosine, map_lost)
 
     @property
     def failures(self) -> list[str]:
         """The conditions that do not hold, in words; empty if the model passes the gate."""
-        found = []
+        failed = []
         if self.lost.difference > ACCURACY + 1e-9:
-            found.append(f"{self.loss} (at most {100 * ACCURACY:g} points allowed)")
+            failed.append(f"{self.accuracy_change} (at most {100 * ACCURACY:g} points allowed)")
         if self.map_lost is not None and not self.map_lost <= MAP + 1e-9:
-            found.append(
+            failed.append(
                 f"it loses {100 * self.map_lost:.2f} points of validation mAP (at most {100 * MAP:g} points allowed)"
             )
         if not self.cosine >= COSINE:
-            found.append(
+            failed.append(
                 f"the mean cosine between its embeddings and those of fp32 is {self.cosine:.4f} (at least {COSINE:g} required)"
             )
-        return found
+        return failed
 
     @property
-    def loss(self) -> str:
+    def accuracy_change(self) -> str:
         """The loss or gain of accuracy in words, in points and in clips, with its interval."""
         points, low, high = (100 * share for share in (self.lost.difference, self.lost.low, self.lost.high))
         verb = "loses"
@@ -106,10 +106,10 @@ class Verdict:
         )
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """Everything the verdict measured, in words."""
-        of_map = "" if self.map_lost is None else f"its mAP changes by {0.0 - 100 * self.map_lost:+.2f} points; "
-        return f"{of_map}{self.loss}; mean cosine {self.cosine:.4f}"
+        map_change = "" if self.map_lost is None else f"its mAP changes by {0.0 - 100 * self.map_lost:+.2f} points; "
+        return f"{map_change}{self.accuracy_change}; mean cosine {self.cosine:.4f}"
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -20,7 +20,7 @@ Judge = Callable[[onnx.ModelProto], Verdict]
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """A quantised graph with its verdict, the layers quantised and kept in fp32, and the sweep if one was needed."""
 
     graph: onnx.ModelProto
@@ -39,56 +39,60 @@ def search(
     cache: Path,
     minutes: float,
     say: Say,
-) -> Found:
+) -> SearchResult:
     """Quantise fewer and fewer layers until one graph passes the gate; if none does, return the one with all layers.
 
     `keep` holds the beginnings of names of layers that stay in fp32 from the start. At most half of the layers are given
     up: beyond that a model is better left in fp32. Raises UsageError when an entry of `keep` matches no layer.
     """
-    own, wanted = kept_by_name(quantizer.layers, keep), all_but(quantizer.layers, keep)
+    kept, wanted = kept_by_name(quantizer.layers, keep), layers_to_quantise(quantizer.layers, keep)
     graph = quantizer(wanted)
-    first = Found(graph, wanted, own, judge(graph), None)
-    if not first.verdict.failures or not wanted:
-        return first
-    say(f"with all {len(wanted)} layers quantised, {first.verdict.failures[0]}: looking for the layers that cause it")
-    measured = sweep(quantizer, windows, cache, minutes)
-    if measured.unmeasured:
-        say(f"layers not measured within {minutes:g} minutes: {measured.unmeasured}; export again to continue")
-    worst = [layer for layer in measured.errors if layer in wanted]
-    for count in _counts(min(len(wanted) // 2, len(worst))):
-        given_up = set(worst[:count])
+    with_all_layers = SearchResult(graph, wanted, kept, judge(graph), None)
+    if not with_all_layers.verdict.failures or not wanted:
+        return with_all_layers
+    say(
+        f"with all {len(wanted)} layers quantised, {with_all_layers.verdict.failures[0]}: looking for the layers that cause it"
+    )
+    sensitivity = sweep(quantizer, windows, cache, minutes)
+    if sensitivity.unmeasured:
+        say(f"layers not measured within {minutes:g} minutes: {sensitivity.unmeasured}; export again to continue")
+    most_sensitive = [layer for layer in sensitivity.errors if layer in wanted]
+    for count in _candidate_counts(min(len(wanted) // 2, len(most_sensitive))):
+        given_up = set(most_sensitive[:count])
         layers = [layer for layer in wanted if layer not in given_up]
         graph = quantizer(layers)
-        found = Found(graph, layers, own + worst[:count], judge(graph), measured)
-        if not found.verdict.failures:
-            say(f"passed the gate with {count} of {len(wanted)} layers kept in fp32: {', '.join(worst[:count])}")
-            return found
-    return Found(first.graph, wanted, own, first.verdict, measured)
+        result = SearchResult(graph, layers, kept + most_sensitive[:count], judge(graph), sensitivity)
+        if not result.verdict.failures:
+            say(
+                f"passed the gate with {count} of {len(wanted)} layers kept in fp32: {', '.join(most_sensitive[:count])}"
+            )
+            return result
+    return SearchResult(with_all_layers.graph, wanted, kept, with_all_layers.verdict, sensitivity)
 
 
-def all_but(layers: tuple[str, ...], keep: tuple[str, ...]) -> list[str]:
+def layers_to_quantise(layers: tuple[str, ...], keep: tuple[str, ...]) -> list[str]:
     """The layers that `keep` does not match. Raises UsageError if `keep` leaves no layer to quantise."""
-    own = kept_by_name(layers, keep)
-    wanted = [layer for layer in layers if layer not in own]
-    if own and not wanted:
+    kept = kept_by_name(layers, keep)
+    quantised = [layer for layer in layers if layer not in kept]
+    if kept and not quantised:
         raise UsageError(f"--keep-fp32 {' '.join(keep)}: leaves no layer to quantise; export with --no-quantize")
-    return wanted
+    return quantised
 
 
 def kept_by_name(layers: tuple[str, ...], keep: tuple[str, ...]) -> list[str]:
     """The layers whose name begins with an entry of `keep`. Raises UsageError for an entry that matches no layer."""
     for name in keep:
         if not any(layer.startswith(name) for layer in layers):
-            listed = ", ".join(layers[:4])
+            examples = ", ".join(layers[:4])
             raise UsageError(
-                f"--keep-fp32 {name}: no layer's name begins with this; the {len(layers)} layers are {listed}, ..."
+                f"--keep-fp32 {name}: no layer's name begins with this; the {len(layers)} layers are {examples}, ..."
             )
     return [layer for layer in layers if layer.startswith(keep)] if keep else []
 
 
-def _counts(most: int) -> Iterator[int]:
-    """1, 2, 3, 4, 6, 8, 12, 16, ... up to `most`."""
+def _candidate_counts(limit: int) -> Iterator[int]:
+    """1, 2, 3, 4, 6, 8, 12, 16, ... up to `limit`."""
     count = 1
-    while count <= most:
+    while count <= limit:
         yield count
         count += max(1, 1 << max(0, count.bit_length() - 2))

@@ -28,7 +28,7 @@ from confit_edge.runs import Run, run_corpus, weights_sha256, with_current_paths
 from confit_export import export, measure
 from confit_export.export import Exported, Quantisation, export_run
 from confit_export.graph import assemble, count_macs, to_onnx
-from confit_export.measure import compare_on_test, share_that_fires, softer
+from confit_export.measure import compare_on_test, count_softer, share_fired
 from confit_export.model_file import provisional
 from confit_export.rooms import ROOMS, quiet_rooms
 from confit_runtime import Model, load
@@ -192,8 +192,8 @@ def test_the_share_that_fires_is_what_a_listener_hears(models: dict[str, Model],
     cut = replace(
         clips, pcm=[pcm[: len(pcm) // 8] for pcm in clips.pcm]
     )  # a device does not hear what was cut for training
-    assert share_that_fires(model, replace(run_corpus, test=cut)) == fired
-    assert share_that_fires(model, replace(run_corpus, test=replace(cut, uncut=None))) != fired
+    assert share_fired(model, replace(run_corpus, test=cut)) == fired
+    assert share_fired(model, replace(run_corpus, test=replace(cut, uncut=None))) != fired
 
 
 def test_what_softer_sound_costs_is_what_a_listener_misses(
@@ -208,10 +208,10 @@ def test_what_softer_sound_costs_is_what_a_listener_misses(
         count[gain] = sum(label in labels for label, labels in zip(wanted, heard, strict=True))
     told = model.contract.metrics["softer"]
     assert told == {"db": 20.0, "fired": count[0.1], "as_recorded": count[1.0], "n": len(run_corpus.val)}
-    assert softer(model, run_corpus, run, said.append) == told
+    assert count_softer(model, run_corpus, run, said.append) == told
     assert not said
     monkeypatch.setattr(measure, "SOFTER_DB", 200.0)  # nothing is left of it
-    assert softer(model, run_corpus, run, said.append) == {**told, "db": 200.0, "fired": 0}
+    assert count_softer(model, run_corpus, run, said.append) == {**told, "db": 200.0, "fired": 0}
     assert said[0].startswith(f"warning: 200 dB softer, as from the next room, 0 of {told['n']} validation sounds fire")
     assert "`--gain` above 6 " in said[0]
 
@@ -281,12 +281,15 @@ def test_recurrent_layers_are_counted(kind: str, gates: int) -> None:
 @pytest.mark.parametrize(
     ("options", "idle"),
     [
-        ({"quantize": False, "how": Quantisation("fp16", qat_epochs=3)}, "--scheme, --qat-epochs would have no effect"),
-        ({"quantize": False, "how": Quantisation(keep_fp32=("x",))}, "--keep-fp32 would have no effect"),
-        ({"how": Quantisation("weight-only", target="avx512-vnni")}, "--target would have no effect"),
-        ({"how": Quantisation("fp16", calibration="entropy")}, "--calibration would have no effect"),
-        ({"how": Quantisation("weight-only", qat_epochs=1)}, "--qat-epochs would have no effect"),
-        ({"how": Quantisation(keep_fp32=("/stack",))}, "--keep-fp32 /stack: leaves no layer to quantise"),
+        (
+            {"quantize": False, "quantisation": Quantisation("fp16", qat_epochs=3)},
+            "--scheme, --qat-epochs would have no effect",
+        ),
+        ({"quantize": False, "quantisation": Quantisation(keep_fp32=("x",))}, "--keep-fp32 would have no effect"),
+        ({"quantisation": Quantisation("weight-only", target="avx512-vnni")}, "--target would have no effect"),
+        ({"quantisation": Quantisation("fp16", calibration="entropy")}, "--calibration would have no effect"),
+        ({"quantisation": Quantisation("weight-only", qat_epochs=1)}, "--qat-epochs would have no effect"),
+        ({"quantisation": Quantisation(keep_fp32=("/stack",))}, "--keep-fp32 /stack: leaves no layer to quantise"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(

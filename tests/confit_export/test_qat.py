@@ -85,7 +85,7 @@ def test_what_fine_tuning_makes_worse_is_not_taken(
     if spoilt:
         monkeypatch.setattr(qat, "LR", 1e-2)
     said: list[str] = []
-    made = export_run(run, run_corpus, tmp_path / "m.onnx", how=Quantisation(qat_epochs=1), say=said.append)
+    made = export_run(run, run_corpus, tmp_path / "m.onnx", quantisation=Quantisation(qat_epochs=1), say=said.append)
     plain = exports["int8"]
     taken = made.contract.parity["qat_epochs"] == 1
     assert any("fine-tuning brought it closer" in line for line in said) == taken

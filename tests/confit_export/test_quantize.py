@@ -192,7 +192,9 @@ def test_each_scheme_is_smaller_and_embeds_nearly_as_fp32(
 
 def test_dynamic_is_refused_for_a_stream_with_the_reason(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="depend on how the stream is split"):
-        export_run(run, run_corpus, tmp_path / "words.onnx", how=Quantisation("dynamic"), say=lambda line: None)
+        export_run(
+            run, run_corpus, tmp_path / "words.onnx", quantisation=Quantisation("dynamic"), say=lambda line: None
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -205,7 +207,9 @@ def test_dynamic_is_refused_where_nothing_would_be(
 
 def test_a_stored_scheme_exports_and_says_so(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:
     said: list[str] = []
-    made = export_run(run, run_corpus, tmp_path / "words.onnx", how=Quantisation("weight-only"), say=said.append)
+    made = export_run(
+        run, run_corpus, tmp_path / "words.onnx", quantisation=Quantisation("weight-only"), say=said.append
+    )
     assert any(line.startswith("int8 weights compared with fp32: ") for line in said)
     contract = load(made.path).contract
     assert contract.precision == PRECISION["weight-only"]

@@ -17,7 +17,7 @@ from confit_edge.data.corpus import Clips
 from confit_edge.probes.metrics import Difference
 from confit_export.gate import Verdict
 from confit_export.quantize import Quantizer
-from confit_export.search import Found, search
+from confit_export.search import SearchResult, search
 from confit_export.sensitivity import WINDOWS, embed, sweep, validation_windows
 
 LAYERS = 20
@@ -78,7 +78,9 @@ class Search:
         self.tried: list[set[str]] = []
         self.said: list[str] = []
         self.bad = bad
-        self.found: Found = search(quantizer, self.judge, windows, keep, cache=cache, minutes=5, say=self.said.append)
+        self.found: SearchResult = search(
+            quantizer, self.judge, windows, keep, cache=cache, minutes=5, say=self.said.append
+        )
 
     def judge(self, model: onnx.ModelProto) -> Verdict:
         self.tried.append(quantised(model))

@@ -21,7 +21,7 @@ from confit_edge.recipe import Recipe
 from confit_edge.runs import Run
 from confit_export.enrollment import cohort_rows
 from confit_export.export import Exported, export_run
-from confit_export.gate import Answers, Verdict
+from confit_export.gate import Predictions, Verdict
 from confit_export.model_card import front_matter
 from confit_runtime import load
 from confit_runtime.data_warnings import data_warnings
@@ -93,10 +93,10 @@ def test_scores_of_all_labels_are_measured_not_of_the_best_alone(several: Export
         return np.tile(np.eye(scores.shape[1], dtype=np.float32)[best], (len(scores), 1)), embeddings
 
     only_best: Any = SimpleNamespace(labels=model.labels, contract=model.contract, rows=rows)
-    whole, spoilt = (Answers.by(one, several_corpus.val, several_corpus) for one in (model, only_best))
-    assert several.contract.metrics["val"]["map"] == whole.ranked["map"]
-    assert spoilt.right.tolist() == whole.right.tolist()
-    (failure,) = Verdict.of(whole, spoilt, seed=0).failures
+    whole, spoilt = (Predictions.of(one, several_corpus.val, several_corpus) for one in (model, only_best))
+    assert several.contract.metrics["val"]["map"] == whole.ranking["map"]
+    assert spoilt.correct.tolist() == whole.correct.tolist()
+    (failure,) = Verdict.compare(whole, spoilt, seed=0).failures
     assert "points of validation mAP (at most 0.5 points allowed)" in failure
 
 

@@ -60,7 +60,7 @@ def test_an_attention_encoder_is_exported_as_a_windowed_model(
     for precision in ("fp32", "int8", "dynamic"):
         out = tmp_path / f"{precision}.onnx"
         how = Quantisation("dynamic" if precision == "dynamic" else "static")
-        made = export_run(run, corpus, out, quantize=precision != "fp32", how=how, say=lambda line: None)
+        made = export_run(run, corpus, out, quantize=precision != "fp32", quantisation=how, say=lambda line: None)
         accuracy[precision] = made.shipped["val"]["accuracy"]
         model = load(out)
         contract = model.contract
