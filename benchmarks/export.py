@@ -42,7 +42,7 @@ from confit_export.cost import count_cost
 from confit_export.export import Exported, export_run
 from confit_export.graph import assemble, to_onnx
 from confit_export.quantize import PRECISION, Quantizer, Scheme
-from confit_export.rewrite import int8_states
+from confit_export.rewrite import keep_states_int8
 from confit_export.sensitivity import embed, validation_windows
 from confit_export.targets import Target
 from confit_runtime.bench import lowest_rtf
@@ -109,7 +109,7 @@ def recipe_rows(name: str, encoder: Encoder, corpus: Corpus, rates: Rates, note:
     for option in OPTIONS:
         if model.state and (option.scheme == "dynamic" or not option.convolutions):
             continue
-        quantizer = Quantizer.of(fp32, option.scheme, option.target, model.fp32_scopes, feeds, "minmax")
+        quantizer = Quantizer.calibrate(fp32, option.scheme, option.target, model.fp32_scopes, feeds, "minmax")
         layers = [layer for layer in quantizer.layers if option.convolutions or kinds[layer] != "Conv"]
         graphs[option.name] = quantizer(layers)
         by_layer = dict.fromkeys(layers, PRECISION[option.scheme])
@@ -157,7 +157,7 @@ def time_all(model: torch.nn.Module, encoder: Encoder, graphs: dict[str, onnx.Mo
     def runner(graph: onnx.ModelProto) -> Callable[[], object]:
         shipped = onnx.ModelProto()
         shipped.CopyFrom(graph)
-        int8_states(shipped)  # the last step of `export`
+        keep_states_int8(shipped)  # the last step of `export`
         session = open_session(shipped.SerializeToString(), 1)
         feed = {
             entry.name: np.zeros((1, *entry.shape[1:]), np.uint8 if entry.type == "tensor(uint8)" else np.float32)

@@ -131,7 +131,7 @@ def export(
     from confit_edge.runs import read_run, run_corpus, with_current_paths
     from confit_export.calibration import CALIBRATIONS
     from confit_export.export import Quantisation, check_no_quantize_options, check_printable, export_run
-    from confit_export.model_card import recommendation, refuse_other_card, time_model, write_card
+    from confit_export.model_card import check_card_path, recommendation, time_model, write_card
     from confit_export.quantize import SCHEMES
     from confit_export.targets import TARGETS
     from confit_runtime.data_warnings import data_warnings
@@ -140,7 +140,7 @@ def export(
     if not quantize:
         check_no_quantize_options({"--scheme": scheme, "--target": target, "--calibration": calibration})
     check_printable(out, license)
-    refuse_other_card(out)
+    check_card_path(out)
     (loaded,) = with_current_paths([read_run(run)], background=background, others=others)
     corpus = run_corpus(loaded, data)
     made = export_run(

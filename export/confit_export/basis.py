@@ -26,10 +26,10 @@ def compute_basis_at_load(graph: onnx.GraphProto, model: nn.Module) -> None:
         basis = layer.weight.numpy()
         for tensor in [tensor for tensor in graph.initializer if list(tensor.dims) == list(basis.shape)]:
             if np.array_equal(numpy_helper.to_array(tensor), basis):
-                _replace(graph, tensor, layer)
+                _replace_basis(graph, tensor, layer)
 
 
-def _replace(graph: onnx.GraphProto, tensor: onnx.TensorProto, layer: Spectrum) -> None:
+def _replace_basis(graph: onnx.GraphProto, tensor: onnx.TensorProto, layer: Spectrum) -> None:
     name = tensor.name
     period = 2 * math.pi / layer.fft * np.arange(layer.fft, dtype=np.float64)
     parts = {
@@ -49,16 +49,16 @@ def _replace(graph: onnx.GraphProto, tensor: onnx.TensorProto, layer: Spectrum) 
         ("Mul", ["waves", "window"], "windowed", {}),
         ("Reshape", ["windowed", "shape"], "", {}),
     ]
-    made = [
+    nodes = [
         helper.make_node(
             kind,
-            [f"{name}_{part}" for part in given],
+            [f"{name}_{part}" for part in inputs],
             [f"{name}_{out}" if out else name],
             f"{name}_{out}_{kind}",
-            **rest,
+            **attributes,
         )
-        for kind, given, out, rest in steps
+        for kind, inputs, out, attributes in steps
     ]
-    following = list(graph.node)
+    others = list(graph.node)
     del graph.node[:]
-    graph.node.extend([*made, *following])
+    graph.node.extend([*nodes, *others])

@@ -26,7 +26,7 @@ Calibration = Literal["minmax", "entropy", "percentile"]
 CALIBRATIONS: tuple[Calibration, ...] = get_args(Calibration)
 
 CLIPS = 128
-AT_ONCE = 4  # clips whose activations a histogram keeps in memory at the same time
+BATCH_SIZE = 4  # clips whose activations a histogram keeps in memory at the same time
 PERCENTILE = 99.999
 
 
@@ -84,54 +84,58 @@ def tensor_ranges(model: onnx.ModelProto, feeds: list[Feed], method: Calibration
         "entropy": (CalibrationMethod.Entropy, {"num_bins": 512, "num_quantized_bins": 128}),
         "percentile": (CalibrationMethod.Percentile, {"percentile": PERCENTILE, "symmetric": False}),
     }
-    kind, options = methods[method]
-    with tempfile.TemporaryDirectory() as folder, quiet(), np.errstate(invalid="ignore"):
+    calibration_method, options = methods[method]
+    with tempfile.TemporaryDirectory() as folder, silence_quantizer(), np.errstate(invalid="ignore"):
         source = Path(folder) / "fp32.onnx"
         onnx.save(model, source)
         calibrator = create_calibrator(
-            source, operators, str(Path(folder) / "augmented.onnx"), kind, extra_options=options
+            source, operators, str(Path(folder) / "augmented.onnx"), calibration_method, extra_options=options
         )
         calibrator.set_execution_providers(["CPUExecutionProvider"])
         # the loudest first: a histogram keeps the bins of its first part, and grows by bins of that width
         loudest = sorted(feeds, key=lambda feed: -float(np.abs(feed["pcm"]).max()))
-        for start in range(0, len(loudest), AT_ONCE):
-            calibrator.collect_data(Reader(loudest[start : start + AT_ONCE]))
+        for start in range(0, len(loudest), BATCH_SIZE):
+            calibrator.collect_data(Reader(loudest[start : start + BATCH_SIZE]))
         return calibrator.compute_data()
 
 
-_hushed = threading.local()  # its `on` is true in a thread that quantises
+_silenced = threading.local()  # its `on` is true in a thread that quantises
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_quantizer() -> Iterator[None]:
     """Keep the messages of onnxruntime's quantiser in this thread out of the log and stdout; other threads are not affected.
 
     The quantiser recommends its own pre-processing on every call, on the root logger, and its calibrators print.
     """
     from onnxruntime.quantization import calibrate
 
-    vars(calibrate)["print"] = _print
-    folder, thread, root = str(Path(calibrate.__file__).parent), threading.get_ident(), logging.getLogger()
+    vars(calibrate)["print"] = _print_unless_silenced
+    quantizer_folder, thread, root = str(Path(calibrate.__file__).parent), threading.get_ident(), logging.getLogger()
 
-    def of_others(record: logging.LogRecord) -> bool:
-        return record.thread != thread or record.levelno >= logging.ERROR or not record.pathname.startswith(folder)
+    def keep_record(record: logging.LogRecord) -> bool:
+        return (
+            record.thread != thread
+            or record.levelno >= logging.ERROR
+            or not record.pathname.startswith(quantizer_folder)
+        )
 
     # in a program without logging, `logging.warning` would set it up for good; the last-resort handler prevents that
-    standing_in = None if root.handlers else logging.lastResort
-    if standing_in:
-        root.addHandler(standing_in)
-    root.addFilter(of_others)
-    _hushed.on = True
+    fallback_handler = None if root.handlers else logging.lastResort
+    if fallback_handler:
+        root.addHandler(fallback_handler)
+    root.addFilter(keep_record)
+    _silenced.on = True
     try:
         yield
     finally:
-        _hushed.on = False
-        root.removeFilter(of_others)
-        if standing_in:
-            root.removeHandler(standing_in)
+        _silenced.on = False
+        root.removeFilter(keep_record)
+        if fallback_handler:
+            root.removeHandler(fallback_handler)
 
 
-def _print(*args: Any, **kwargs: Any) -> None:
+def _print_unless_silenced(*args: Any, **kwargs: Any) -> None:
     """Stand in for `print` in onnxruntime's calibrators."""
-    if not getattr(_hushed, "on", False):
+    if not getattr(_silenced, "on", False):
         print(*args, **kwargs)

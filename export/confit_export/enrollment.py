@@ -12,7 +12,7 @@ from confit_runtime.matcher import DEFAULT_MARGIN, DEFAULT_THRESHOLD, Levels, Ma
 
 PRINTS_PER_CLASS, PRINTS_OF_UNKNOWN = 4, 40
 FALSE_ACCEPT_RATE = 0.01
-ENROLLED = 3
+ENROLLMENT_CLIPS = 3
 SPEAKER_COLUMNS = ("speaker", "group")  # a model labelled by one of these distinguishes voices
 
 
@@ -33,12 +33,12 @@ def cohort_rows(corpus: Corpus, seed: int) -> list[int]:
     chosen: list[int] = []
     for label, clips in [*zip(corpus.classes, targets.T, strict=True), (corpus.unknown, ~targets.any(axis=1))]:
         members = np.flatnonzero(clips)
-        most = PRINTS_OF_UNKNOWN if label == corpus.unknown else PRINTS_PER_CLASS
-        chosen += sorted(int(row) for row in rng.choice(members, min(most, len(members)), replace=False))
+        limit = PRINTS_OF_UNKNOWN if label == corpus.unknown else PRINTS_PER_CLASS
+        chosen += sorted(int(row) for row in rng.choice(members, min(limit, len(members)), replace=False))
     return list(dict.fromkeys(chosen))
 
 
-def strangers(kind: Kind, cohort: Floats, targets: Targets, quiet: Floats) -> tuple[Floats, Targets]:
+def gallery_cohort(kind: Kind, cohort: Floats, targets: Targets, quiet: Floats) -> tuple[Floats, Targets]:
     """The embeddings that a gallery of `kind` compares with, and their classes. For sounds this adds quiet rooms, of no class."""
     if kind == "speaker":
         return cohort, targets
@@ -52,7 +52,7 @@ def enrollment_prior(
     cohort_targets: Targets,
     seed: int,
     *,
-    nobody: int | None = None,
+    unknown_column: int | None = None,
 ) -> dict[str, float]:
     """Measure on validation clips the similarity that only one stranger in a hundred reaches, and how alike prints are.
 
@@ -60,25 +60,25 @@ def enrollment_prior(
     enrolled class and the classes of the clip are taken out of the cohort, as if training had never known them.
 
     `val [clips, dim]` and `cohort [n, dim]` have unit length. `val_targets` and `cohort_targets` `[.., classes]` are 0/1: a
-    clip may have several classes, or none. The class `nobody`, which stands for everything else, is not enrolled; its clips are
-    strangers. A stranger closer to the cohort than to the prints is refused at any threshold, and counts as 0.
+    clip may have several classes, or none. The class `unknown_column`, which stands for everything else, is not enrolled; its
+    clips are strangers. A stranger closer to the cohort than to the prints is refused at any threshold, and counts as 0.
     """
     rng = np.random.default_rng([seed, 5])
-    passed: list[float] = []
-    alike: list[float] = []
+    impostor_scores: list[float] = []
+    likenesses: list[float] = []
     for enrolled in np.flatnonzero(val_targets.any(axis=0)):
-        if enrolled == nobody:
+        if enrolled == unknown_column:
             continue
         members = np.flatnonzero(val_targets[:, enrolled])
-        prints = val[rng.choice(members, min(ENROLLED, len(members)), replace=False)]
+        prints = val[rng.choice(members, min(ENROLLMENT_CLIPS, len(members)), replace=False)]
         others = np.flatnonzero(val_targets[:, enrolled] == 0)
-        alike += [mutual_similarity(prints)] if len(prints) > 1 else []
+        likenesses += [mutual_similarity(prints)] if len(prints) > 1 else []
         for row in rng.choice(others, min(60, len(others)), replace=False):
-            both = val_targets[row].astype(bool)
-            both[enrolled] = True
-            rest = cohort[~cohort_targets[:, both].any(axis=1)]
-            passed.append(_passes(prints, rest, val[row]))
-    return _levels(passed, alike)
+            excluded = val_targets[row].astype(bool)
+            excluded[enrolled] = True
+            other_cohort = cohort[~cohort_targets[:, excluded].any(axis=1)]
+            impostor_scores.append(_impostor_score(prints, other_cohort, val[row]))
+    return _prior(impostor_scores, likenesses)
 
 
 def speaker_prior(voices: dict[str, Floats], cohort: Floats) -> dict[str, float]:
@@ -86,29 +86,29 @@ def speaker_prior(voices: dict[str, Floats], cohort: Floats) -> dict[str, float]
 
     Each voice in turn is enrolled from its first three utterances, and everybody else's later ones try to pass for it.
     """
-    strangers = [
-        _passes(utterances[:ENROLLED], cohort, row)
+    impostor_scores = [
+        _impostor_score(utterances[:ENROLLMENT_CLIPS], cohort, row)
         for name, utterances in voices.items()
         for other, rows in voices.items()
         if other != name
-        for row in rows[ENROLLED:]
+        for row in rows[ENROLLMENT_CLIPS:]
     ]
-    return _levels(strangers, [mutual_similarity(utterances[:ENROLLED]) for utterances in voices.values()])
+    return _prior(impostor_scores, [mutual_similarity(utterances[:ENROLLMENT_CLIPS]) for utterances in voices.values()])
 
 
-def _passes(prints: Floats, cohort: Floats, stranger: Floats) -> float:
+def _impostor_score(prints: Floats, cohort: Floats, stranger: Floats) -> float:
     """The score of a stranger for a name with these prints; 0 if it is refused at any threshold."""
     matcher = Matcher(["enrolled"], [0] * len(prints), prints, cohort, levels=Levels(threshold=-1.0, margin=0.0))
     match = matcher.match(stranger)
     return match.score if match.name else 0.0
 
 
-def _levels(strangers: list[float], alike: list[float]) -> dict[str, float]:
-    threshold = float(np.quantile(strangers, 1 - FALSE_ACCEPT_RATE)) if strangers else DEFAULT_THRESHOLD
+def _prior(impostor_scores: list[float], likenesses: list[float]) -> dict[str, float]:
+    threshold = float(np.quantile(impostor_scores, 1 - FALSE_ACCEPT_RATE)) if impostor_scores else DEFAULT_THRESHOLD
     return {
         "threshold": round(max(0.2, threshold), 4),
         "margin": DEFAULT_MARGIN,
-        **({"genuine": round(float(np.mean(alike)), 4)} if alike else {}),
+        **({"genuine": round(float(np.mean(likenesses)), 4)} if likenesses else {}),
         "false_accept_rate": FALSE_ACCEPT_RATE,
-        "trials": len(strangers),
+        "trials": len(impostor_scores),
     }

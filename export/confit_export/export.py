@@ -21,20 +21,20 @@ from confit_edge.runs import Run, check_same_data
 from confit_export import gate, thresholds
 from confit_export.calibration import Calibration, calibration_feeds
 from confit_export.cost import count_cost
-from confit_export.enrollment import cohort_rows, enrollment_prior, kind_of_run, strangers
+from confit_export.enrollment import cohort_rows, enrollment_prior, gallery_cohort, kind_of_run
 from confit_export.fuse import can_fuse, fuse_activations
 from confit_export.gate import Predictions, Verdict
 from confit_export.graph import StreamingModel, WindowedModel, assemble, to_onnx
 from confit_export.measure import accuracies, compare_on_test, count_softer, isolated_positives, share_fired
-from confit_export.model_file import draft, provisional, replace_rows, sealed
+from confit_export.model_file import draft_contract, load_provisional, model_bytes, replace_embeddings
 from confit_export.qat import fine_tune
 from confit_export.quantize import PRECISION, Quantizer, Scheme
-from confit_export.rewrite import int8_states
+from confit_export.rewrite import keep_states_int8
 from confit_export.rooms import embed_rooms
 from confit_export.search import SearchResult, layers_to_quantise, search
 from confit_export.sensitivity import validation_windows
 from confit_export.targets import Target, preset
-from confit_export.thresholds import LOWEST, SNR_DB, Setting
+from confit_export.thresholds import LOWEST_LEVEL, SNR_DB, Setting
 from confit_runtime.contract import Contract
 from confit_runtime.describe import clip_noun, format_accuracy, format_map
 from confit_runtime.device_file import check_no_device_file
@@ -69,7 +69,7 @@ class AssembledModel:
     def contract(self, run: Run, graph: onnx.ModelProto, layers: dict[str, str], **keys: Any) -> Contract:
         """Return the contract of `graph`: the fp32 graph, or that graph with `layers` in another precision."""
         cost = count_cost(self.model, self.encoder, self.graph, layers)
-        return draft(run, self.model, self.encoder, graph, cost=cost, **keys)
+        return draft_contract(run, self.model, self.encoder, graph, cost=cost, **keys)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def export_run(
 
     metadata = {"name": out.stem, "license": license}
     contract = fp32.contract(run, fp32.graph, {}, precision="fp32", **metadata)
-    fp32_model = provisional(out, fp32.graph, contract)
+    fp32_model = load_provisional(out, fp32.graph, contract)
     reference = Predictions.of(fp32_model, corpus.val, corpus)
     job = _ExportJob(run, corpus, out, metadata, cohort, force, say, reference, fp32, fp32.graph, contract)
     job.max_abs_diff = stream_difference(fp32_model, encoder, corpus)
@@ -160,7 +160,7 @@ def export_run(
     if quantize:
         job.quantize(quantisation)
     finished = _finish(run, corpus, out, job.graph, job.contract, windows, rows, kind or kind_of_run(run), say)
-    shipped = provisional(out, job.graph, finished)
+    shipped = load_provisional(out, job.graph, finished)
     measured = {
         "fp32": accuracies(fp32_model, reference, corpus),
         "shipped": accuracies(shipped, Predictions.of(shipped, corpus.val, corpus), corpus),
@@ -188,9 +188,9 @@ def export_run(
         },
         parity={**job.parity, "fp32": measured["fp32"]},
     )
-    data = sealed(job.graph, finished)
+    data = model_bytes(job.graph, finished)
     write_atomic(out, data)
-    fp32_bytes = len(sealed(fp32.graph, replace(finished, precision="fp32")))
+    fp32_bytes = len(model_bytes(fp32.graph, replace(finished, precision="fp32")))
     return Exported(
         out, len(data), fp32_bytes, finished, measured["fp32"], measured["shipped"], job.max_abs_diff, fp32_model
     )
@@ -266,7 +266,7 @@ class _ExportJob:
             "export without --fuse-activations",
         )
         fused_diff = stream_difference(
-            provisional(self.out, self.graph, self.contract), self.assembled.encoder, self.corpus
+            load_provisional(self.out, self.graph, self.contract), self.assembled.encoder, self.corpus
         )
         self.max_abs_diff = float(np.maximum(self.max_abs_diff, fused_diff))  # NaN if either is
 
@@ -308,7 +308,7 @@ class _ExportJob:
         self.say(f"{scheme_name} compared with fp32: {verdict.summary}")
         self._fail_unless_forced(verdict.failures, *_failure_advice(found, quantisation.qat_epochs))
         self.graph = found.graph
-        int8_states(self.graph)
+        keep_states_int8(self.graph)
         precision = stored_as if found.layers else "fp32"
         by_layer = dict.fromkeys(found.layers, stored_as)
         self.contract = self.assembled.contract(self.run, self.graph, by_layer, precision=precision, **self.metadata)
@@ -316,7 +316,7 @@ class _ExportJob:
 
     def _quantizer(self, assembled: AssembledModel, quantisation: Quantisation) -> Quantizer:
         feeds = calibration_feeds(assembled.graph, assembled.encoder, self.corpus, self.run)
-        return Quantizer.of(
+        return Quantizer.calibrate(
             assembled.graph,
             quantisation.scheme,
             quantisation.target,
@@ -356,7 +356,7 @@ class _ExportJob:
 
     def _judge(self, graph: onnx.ModelProto, *, precision: str) -> Verdict:
         """Compare `graph` with the run's own fp32 model on validation."""
-        model = provisional(self.out, graph, replace(self.contract, precision=precision))
+        model = load_provisional(self.out, graph, replace(self.contract, precision=precision))
         return Verdict.compare(
             self.reference, Predictions.of(model, self.corpus.val, self.corpus), self.run.recipe.seed
         )
@@ -437,12 +437,12 @@ def _finish(
     """
     seed = run.recipe.seed
     # they are compared with embeddings that this very file computes, so it computes them too
-    embedder = provisional(out, graph, contract)
+    embedder = load_provisional(out, graph, contract)
     cohort = np.stack([embedder.embed(window, contract.sample_rate) for window in windows])
     quiet = embed_rooms(embedder)
-    replace_rows(graph, "cohort", cohort)
-    replace_rows(graph, "quiet", quiet)
-    chosen = thresholds.choose(provisional(out, graph, contract), corpus, seed=seed)
+    replace_embeddings(graph, "cohort", cohort)
+    replace_embeddings(graph, "quiet", quiet)
+    chosen = thresholds.choose(load_provisional(out, graph, contract), corpus, seed=seed)
     say(
         f"thresholds from a validation stream of {chosen.report['seconds'] / 60:.1f} minutes: "
         f"{chosen.report['found']} of {chosen.report['words']} found,"
@@ -452,12 +452,12 @@ def _finish(
         # with the chosen detection settings, so that sounds heard alone are smoothed as in the stream
         smoothed = replace(contract, smoothing_hops=chosen.smoothing_hops, min_hops=thresholds.MIN_HOPS[0])
         say(
-            f"warning: a device would hear {_explain_low_recall(chosen, provisional(out, graph, smoothed), corpus)}. Train with"
-            f" {'' if corpus.background_train else '--background, or with '}more clips from more voices (or machines, or rooms),"
-            " cut to their sound. For enrolled names the model may be good enough as it is"
+            f"warning: a device would hear {_explain_low_recall(chosen, load_provisional(out, graph, smoothed), corpus)}."
+            f" Train with {'' if corpus.background_train else '--background, or with '}more clips from more voices (or machines, or"
+            " rooms), cut to their sound. For enrolled names the model may be good enough as it is"
         )
     val = np.stack([embedder.embed(clip, contract.sample_rate) for clip in corpus.val.pcm])
-    strangers_of_kind = strangers(kind, cohort, corpus.training_clips().targets[rows], quiet)
+    cohort_and_targets = gallery_cohort(kind, cohort, corpus.training_clips().targets[rows], quiet)
     return replace(
         contract,
         thresholds=chosen.thresholds,
@@ -466,7 +466,9 @@ def _finish(
         calibration={
             "enroll": {
                 "kind": kind,
-                **enrollment_prior(val, corpus.val.targets, *strangers_of_kind, seed, nobody=corpus.unknown_column),
+                **enrollment_prior(
+                    val, corpus.val.targets, *cohort_and_targets, seed, unknown_column=corpus.unknown_column
+                ),
             },
             "detection": chosen.report,
         },
@@ -480,15 +482,15 @@ def _explain_low_recall(chosen: Setting, model: Model, corpus: Corpus) -> str:
     if found > report["found"]:
         false_accepts = format_count(len(lowest.false_accepts), "false accept")
         return (
-            f"{found_of_all}. Lower thresholds let too much else through: at {LOWEST:g} it would hear {found},"
+            f"{found_of_all}. Lower thresholds let too much else through: at {LOWEST_LEVEL:g} it would hear {found},"
             f" with {false_accepts}"
         )
     positives = isolated_positives(model, corpus.val, corpus)
-    would_fire = sum(positive.level >= LOWEST for positive in positives)
+    would_fire = sum(positive.level >= LOWEST_LEVEL for positive in positives)
     noise = "the validation part of the background" if corpus.background_val else "coloured noise"
     return (
         f"{found_of_all}, and no more with lower thresholds: over {noise}, {SNR_DB:g} dB softer than the sounds, the others"
-        f" do not fire even at {LOWEST:g}. Heard alone, {would_fire} of {len(positives)} validation"
+        f" do not fire even at {LOWEST_LEVEL:g}. Heard alone, {would_fire} of {len(positives)} validation"
         f" {clip_noun(model.contract)} would"
     )
 

@@ -22,7 +22,7 @@ from confit_edge.runs import Run
 from confit_edge.windows import make_augmenter
 
 WINDOWS = 320
-AT_ONCE = 16  # windows whose taps are in memory at the same time
+BATCH_SIZE = 16  # windows whose taps are in memory at the same time
 RIDGE = 1e-3  # of the mean square of a tap: a weight that few windows determine stays close to its old value
 
 
@@ -39,12 +39,12 @@ class Floor(nn.Module):
         return x.clamp(min=self.low)
 
 
-STAND_INS: dict[type[nn.Module], Callable[[], nn.Module]] = {ClippedLeakyReLU: partial(Floor, -0.3)}
+REPLACEMENTS: dict[type[nn.Module], Callable[[], nn.Module]] = {ClippedLeakyReLU: partial(Floor, -0.3)}
 
 
 def can_fuse(encoder: Encoder) -> bool:
     """Whether the encoder streams and has an activation with a stand-in."""
-    return encoder.streaming and any(type(layer) in STAND_INS for layer in encoder.streaming_layers()[1])
+    return encoder.streaming and any(type(layer) in REPLACEMENTS for layer in encoder.streaming_layers()[1])
 
 
 @torch.no_grad()
@@ -65,40 +65,40 @@ def fuse_activations(encoder: Encoder, corpus: Corpus, run: Run) -> Encoder:
     x = torch.from_numpy(windows)[:, None]
     for layer in front_end:
         x = layer(x)
-    before = after = x
+    reference_x = fused_x = x
     for layer in layers:
-        was = layer(before)
-        if make := STAND_INS.get(type(layer)):
-            stand_in = make()
-            fused.set_submodule(names[layer], stand_in)
-            after = stand_in(after)
-        elif after is before:
-            after = was
+        reference_y = layer(reference_x)
+        if make_replacement := REPLACEMENTS.get(type(layer)):
+            replacement = make_replacement()
+            fused.set_submodule(names[layer], replacement)
+            fused_x = replacement(fused_x)
+        elif fused_x is reference_x:
+            fused_x = reference_y
         else:
             if isinstance(layer, nn.Conv2d):
-                _refit(layer, after, was)
-            after = layer(after)
-        before = was
+                _refit(layer, fused_x, reference_y)
+            fused_x = layer(fused_x)
+        reference_x = reference_y
     return fused
 
 
-def _refit(layer: nn.Conv2d, x: Tensor, wanted: Tensor) -> None:
-    """Give `layer` the weights that map `x` closest to `wanted` in least squares, by the normal equations."""
+def _refit(layer: nn.Conv2d, x: Tensor, target: Tensor) -> None:
+    """Give `layer` the weights that map `x` closest to `target` in least squares, by the normal equations."""
     if layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         return
     weight, with_bias = layer.weight.flatten(1).double(), layer.bias is not None
     size = weight.shape[1] + with_bias
     gram, cross = torch.zeros(size, size, dtype=torch.double), torch.zeros(size, len(weight), dtype=torch.double)
-    for part, target in zip(x.split(AT_ONCE), wanted.split(AT_ONCE), strict=True):
-        taps = functional.unfold(part, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    for batch_x, batch_target in zip(x.split(BATCH_SIZE), target.split(BATCH_SIZE), strict=True):
+        taps = functional.unfold(batch_x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
         taps = taps.transpose(1, 2).flatten(0, 1).double()  # [positions, inputs * kernel]
-        missing = (target - layer(part)).flatten(2).transpose(1, 2).flatten(0, 1).double()
+        residual = (batch_target - layer(batch_x)).flatten(2).transpose(1, 2).flatten(0, 1).double()
         if with_bias:
             taps = functional.pad(taps, (0, 1), value=1.0)
         gram += taps.T @ taps
-        cross += taps.T @ missing
+        cross += taps.T @ residual
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())
-    change = torch.linalg.solve(gram, cross).T
-    layer.weight.add_(change[:, : weight.shape[1]].reshape(layer.weight.shape).float())
+    update = torch.linalg.solve(gram, cross).T
+    layer.weight.add_(update[:, : weight.shape[1]].reshape(layer.weight.shape).float())
     if layer.bias is not None:
-        layer.bias.add_(change[:, -1].float())
+        layer.bias.add_(update[:, -1].float())

@@ -61,9 +61,9 @@ class Head(nn.Module):
         embedding = functional.layer_norm(pooled, self.scale.shape, weight=self.scale, eps=1e-24)
         if self.typicality is None:
             return self._probabilities(self.linear(embedding)), embedding
-        logits, exponent, along = self.linear(embedding).split(self.sizes, dim=-1)
+        logits, exponent, projections = self.linear(embedding).split(self.sizes, dim=-1)
         if self.sizes[2]:
-            exponent = exponent + (along * along) @ self.quadratic
+            exponent = exponent + (projections * projections) @ self.quadratic
         return self._probabilities(logits) * exponent.exp(), embedding
 
     def _probabilities(self, logits: Tensor) -> Tensor:
@@ -131,15 +131,15 @@ def to_onnx(model: StreamingModel | WindowedModel, encoder: Encoder, cohort: np.
             opset_version=OPSET,
             dynamo=False,
         )
-        graph_model = onnx.load(Path(folder) / "model.onnx")
-    _constants_to_initializers(graph_model.graph)
-    compute_basis_at_load(graph_model.graph, model)
-    pool_before_activation(graph_model.graph)
-    _add_rows(graph_model, "cohort", cohort)
-    _add_rows(graph_model, "quiet", np.zeros((ROOMS, encoder.dim)))
-    graph_model.producer_name, graph_model.producer_version = "confit-edge", ""
-    onnx.checker.check_model(graph_model)
-    return graph_model
+        model_proto = onnx.load(Path(folder) / "model.onnx")
+    _constants_to_initializers(model_proto.graph)
+    compute_basis_at_load(model_proto.graph, model)
+    pool_before_activation(model_proto.graph)
+    _add_embeddings(model_proto, "cohort", cohort)
+    _add_embeddings(model_proto, "quiet", np.zeros((ROOMS, encoder.dim)))
+    model_proto.producer_name, model_proto.producer_version = "confit-edge", ""
+    onnx.checker.check_model(model_proto)
+    return model_proto
 
 
 @symbolic_helper.parse_args("v", "i", "i", "none")
@@ -154,9 +154,9 @@ def _repeat_interleave(graph: Any, values: Any, repeats: int, axis: int, size: N
             f"this encoder calls torch.repeat_interleave along axis {axis} of {rank or 'unknown'}, which can only be exported"
             " along the last axis; change the encoder, or use another"
         )
-    one = graph.op("Constant", value_t=torch.tensor([rank]))
+    last_axis = graph.op("Constant", value_t=torch.tensor([rank]))
     times = graph.op("Constant", value_t=torch.tensor([1] * rank + [repeats]))
-    tiled = graph.op("Tile", graph.op("Unsqueeze", values, one), times)
+    tiled = graph.op("Tile", graph.op("Unsqueeze", values, last_axis), times)
     return graph.op("Reshape", tiled, graph.op("Constant", value_t=torch.tensor([0] * (rank - 1) + [-1])))
 
 
@@ -170,7 +170,7 @@ def _constants_to_initializers(graph: onnx.GraphProto) -> None:
         graph.node.remove(node)
 
 
-def _add_rows(model: onnx.ModelProto, name: str, rows: np.ndarray) -> None:
+def _add_embeddings(model: onnx.ModelProto, name: str, rows: np.ndarray) -> None:
     """Add embeddings `[n, dim]` as an initializer and as an output called `name`."""
     graph = model.graph
     graph.initializer.append(numpy_helper.from_array(rows.astype(np.float32), f"{name}_prints"))
@@ -189,17 +189,17 @@ def state_shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
 
 def ancestors(graph: onnx.GraphProto, output: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """The nodes and initializers that an output depends on, in graph order."""
-    makers = {name: index for index, node in enumerate(graph.node) for name in node.output}
-    wanted, found, waiting = {output}, set(), [output]
-    while waiting:  # the nodes of a quantised graph are in no particular order
-        index = makers.get(waiting.pop())
+    producers = {name: index for index, node in enumerate(graph.node) for name in node.output}
+    required, found, pending = {output}, set(), [output]
+    while pending:  # the nodes of a quantised graph are in no particular order
+        index = producers.get(pending.pop())
         if index is not None and index not in found:
             found.add(index)
-            names = set(graph.node[index].input) - wanted
-            wanted |= names
-            waiting += names
+            names = set(graph.node[index].input) - required
+            required |= names
+            pending += names
     return [graph.node[index] for index in sorted(found)], [
-        tensor for tensor in graph.initializer if tensor.name in wanted
+        tensor for tensor in graph.initializer if tensor.name in required
     ]
 
 
@@ -211,22 +211,22 @@ def count_macs(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str,
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     del probe.metadata_props[:]
-    counted = [node for node in probe.graph.node if node.op_type in ("Conv", "MatMul", "Gemm", *RECURRENT)]
+    counted_nodes = [node for node in probe.graph.node if node.op_type in ("Conv", "MatMul", "Gemm", *RECURRENT)]
     weights = {tensor.name: list(tensor.dims) for tensor in probe.graph.initializer}
-    present = {output.name for output in probe.graph.output}
-    wanted = [node.output[0] for node in counted]
-    wanted += [node.input[0] for node in counted if node.op_type in ("MatMul", *RECURRENT)]
+    existing_outputs = {output.name for output in probe.graph.output}
+    tensors = [node.output[0] for node in counted_nodes]
+    tensors += [node.input[0] for node in counted_nodes if node.op_type in ("MatMul", *RECURRENT)]
     # a weight may be computed: dequantised, or a DFT basis made at load
-    wanted += [
+    tensors += [
         name
-        for node in counted
+        for node in counted_nodes
         if node.op_type != "MatMul"
         for name in node.input[1 : 3 if node.op_type in RECURRENT else 2]
         if name not in weights
     ]
     inputs = {entry.name for entry in probe.graph.input}
-    for name in dict.fromkeys(wanted):
-        if name not in present and name not in inputs:
+    for name in dict.fromkeys(tensors):
+        if name not in existing_outputs and name not in inputs:
             probe.graph.output.append(helper.make_empty_tensor_value_info(name))
     session = open_session(probe.SerializeToString(), threads=1, unoptimised=True)
     fetched = [output.name for output in session.get_outputs()]
@@ -235,14 +235,14 @@ def count_macs(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str,
     }
     shapes |= {name: value.shape for name, value in feed.items()}
     shapes |= weights
-    total: dict[str, int] = {}
-    for node in counted:
+    macs: dict[str, int] = {}
+    for node in counted_nodes:
         out = int(np.prod(shapes[node.output[0]]))
         if node.op_type in RECURRENT:  # every frame meets the weights of the input and those of the state
             frames = int(np.prod(shapes[node.input[0]][:2]))
-            total[node.name] = frames * sum(int(np.prod(shapes[name])) for name in node.input[1:3])
+            macs[node.name] = frames * sum(int(np.prod(shapes[name])) for name in node.input[1:3])
         elif node.op_type == "Conv":
-            total[node.name] = out * int(np.prod(shapes[node.input[1]][1:]))
+            macs[node.name] = out * int(np.prod(shapes[node.input[1]][1:]))
         else:
-            total[node.name] = out * int(shapes[node.input[0 if node.op_type == "MatMul" else 1]][-1])
-    return total
+            macs[node.name] = out * int(shapes[node.input[0 if node.op_type == "MatMul" else 1]][-1])
+    return macs

@@ -23,7 +23,7 @@ from confit_runtime.model import load
 ROUNDS = 3
 ROUND_SECONDS = 0.15
 LIBRARY = "confit-edge"
-CLEARLY_SLOWER = 0.95  # of fp32's speed: any closer and the difference is chance
+SLOWER_RATIO = 0.95  # of fp32's speed: any closer and the difference is chance
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,19 @@ class Timing:
         }
 
 
-def time_model(made: Exported) -> Timing:
+def time_model(exported: Exported) -> Timing:
     """Time a model that was just exported; this takes about two seconds."""
-    shipped = load(made.path)
+    shipped = load(exported.path)
     rounds: list[tuple[Latency, Latency]] = [
-        (call_latency(shipped, ROUND_SECONDS), call_latency(made.fp32_model, ROUND_SECONDS)) for _ in range(ROUNDS)
+        (call_latency(shipped, ROUND_SECONDS), call_latency(exported.fp32_model, ROUND_SECONDS)) for _ in range(ROUNDS)
     ]
-    ours, theirs = (_middle([pair[side] for pair in rounds]) for side in (0, 1))
-    return Timing(ours, theirs, fresh_process(made.path).peak_mb)
+    shipped_latency, fp32_latency = (_median_round([latencies[side] for latencies in rounds]) for side in (0, 1))
+    return Timing(shipped_latency, fp32_latency, fresh_process(exported.path).peak_mb)
 
 
-def _middle(rounds: list[Latency]) -> Latency:
-    cpu = median(one.cpu_ms for one in rounds)
-    return min(rounds, key=lambda one: abs(one.cpu_ms - cpu))
+def _median_round(rounds: list[Latency]) -> Latency:
+    cpu = median(latency.cpu_ms for latency in rounds)
+    return min(rounds, key=lambda latency: abs(latency.cpu_ms - cpu))
 
 
 def recommendation(contract: Contract, timing: Timing) -> str | None:
@@ -78,7 +78,7 @@ def recommendation(contract: Contract, timing: Timing) -> str | None:
             "int8 gains little here, because most of this model's multiply-adds run in fp32: in layers that have no static"
             f" int8 form (LSTM), or that lose too much in int8. Export with {better}."
         )
-    if timing.speedup >= CLEARLY_SLOWER:
+    if timing.speedup >= SLOWER_RATIO:
         return None
     return (
         f"On this machine ({platform.machine()}) fp32 is faster: {timing.fp32.cpu_ms:.3f} ms of processor time per call,"
@@ -87,7 +87,7 @@ def recommendation(contract: Contract, timing: Timing) -> str | None:
     )
 
 
-def refuse_other_card(model: Path) -> None:
+def check_card_path(model: Path) -> None:
     """Raise UsageError if the card of `model` would overwrite a file that is not a card of ours."""
     path = model.with_suffix(".md")
     if path.is_file() and f"library_name: {LIBRARY}" not in path.read_text(encoding="utf-8", errors="replace")[:500]:
@@ -96,31 +96,33 @@ def refuse_other_card(model: Path) -> None:
         )
 
 
-def write_card(made: Exported, timing: Timing) -> Path:
+def write_card(exported: Exported, timing: Timing) -> Path:
     """Write `MODEL.md` next to the model: the whole card, or nothing."""
-    path = made.path.with_suffix(".md")
-    write_text(path, card(made, timing))
+    path = exported.path.with_suffix(".md")
+    write_text(path, model_card(exported, timing))
     return path
 
 
-def card(made: Exported, timing: Timing) -> str:
+def model_card(exported: Exported, timing: Timing) -> str:
     """Return the card of a model that was just exported."""
-    in_fp32 = f"In fp32 the file would be {made.fp32_bytes / 1e6:.2f} MB."
-    advice = recommendation(made.contract, timing)
-    measured = [*_speed(made.contract, timing), *([advice, ""] if advice else [])]
-    return card_of(made.contract, made.bytes, made.path.name, note=in_fp32, sections=measured)
+    fp32_note = f"In fp32 the file would be {exported.fp32_bytes / 1e6:.2f} MB."
+    advice = recommendation(exported.contract, timing)
+    sections = [*_speed(exported.contract, timing), *([advice, ""] if advice else [])]
+    return render_card(exported.contract, exported.bytes, exported.path.name, note=fp32_note, sections=sections)
 
 
-def card_of(contract: Contract, size: int, model: str, *, note: str = "", sections: Sequence[str] = ()) -> str:
+def render_card(contract: Contract, size: int, model: str, *, note: str = "", sections: Sequence[str] = ()) -> str:
     """Return a card: Markdown with a YAML head.
 
     `size` is the file's size in bytes, and `model` the name or path that the card's commands use. `note` is a sentence for
     the remarks below the table. `sections` are lines to put before the section `Use`.
     """
-    tested = "The test split was used once, after every choice was made." if "test" in contract.metrics else ""
-    of_groups = "Intervals (95 %) are over groups (speakers, recordings), since clips of one group resemble each other."
-    intervals = of_groups if contract.metrics else ""
-    counted = "Multiply-adds are those of convolutions, matrix products and recurrent layers."
+    test_note = "The test split was used once, after every choice was made." if "test" in contract.metrics else ""
+    interval_note = (
+        "Intervals (95 %) are over groups (speakers, recordings), since clips of one group resemble each other."
+    )
+    intervals = interval_note if contract.metrics else ""
+    macs_note = "Multiply-adds are those of convolutions, matrix products and recurrent layers."
     lines = [
         "---",
         front_matter(contract).rstrip(),
@@ -132,7 +134,7 @@ def card_of(contract: Contract, size: int, model: str, *, note: str = "", sectio
         "",
         *table(facts(contract, size)),
         "",
-        " ".join(filter(None, (tested, note, intervals, counted))),
+        " ".join(filter(None, (test_note, note, intervals, macs_note))),
         "",
         *sections,
         "## Use",

@@ -24,7 +24,7 @@ from confit_runtime.model import Model, load
 DATA_KEYS = ("fingerprint", "clips", "groups", "own", "grouped", "repeated", "multi_label")
 
 
-def draft(
+def draft_contract(
     run: Run,
     model: StreamingModel | WindowedModel,
     encoder: Encoder,
@@ -81,11 +81,11 @@ def embedding_id(graph: onnx.ModelProto) -> str:
     weights, numbers = {tensor.name: tensor for tensor in tensors}, dict[str, int]()
     digest = hashlib.sha256()
     for node in nodes:
-        plain = onnx.NodeProto()
-        plain.CopyFrom(node)
-        plain.name = plain.doc_string = ""
-        for names in (plain.input, plain.output):
-            for at, name in enumerate(names):
+        anonymous = onnx.NodeProto()
+        anonymous.CopyFrom(node)
+        anonymous.name = anonymous.doc_string = ""
+        for names in (anonymous.input, anonymous.output):
+            for index, name in enumerate(names):
                 if not name:  # an input that is omitted
                     continue
                 if name not in numbers and name in weights:
@@ -93,25 +93,25 @@ def embedding_id(graph: onnx.ModelProto) -> str:
                     weight.CopyFrom(weights[name])
                     weight.name = ""
                     digest.update(weight.SerializeToString(deterministic=True))
-                names[at] = str(numbers.setdefault(name, len(numbers)))
-        digest.update(plain.SerializeToString(deterministic=True))
+                names[index] = str(numbers.setdefault(name, len(numbers)))
+        digest.update(anonymous.SerializeToString(deterministic=True))
     return digest.hexdigest()[:32]
 
 
-def sealed(graph: onnx.ModelProto, contract: Contract) -> bytes:
+def model_bytes(graph: onnx.ModelProto, contract: Contract) -> bytes:
     """Return the bytes of the model file."""
     return seal(graph.SerializeToString(deterministic=True), contract)
 
 
-def provisional(out: Path, graph: onnx.ModelProto, contract: Contract) -> Model:
+def load_provisional(out: Path, graph: onnx.ModelProto, contract: Contract) -> Model:
     """Load the model as the runtime would, from a temporary file next to `out` that is removed again before returning."""
     with partial_folder(out) as folder:
         with name_file_in_errors(out):
-            (folder / out.name).write_bytes(sealed(graph, contract))
+            (folder / out.name).write_bytes(model_bytes(graph, contract))
         return load(folder / out.name)
 
 
-def replace_rows(graph: onnx.ModelProto, name: str, rows: npt.NDArray[np.float32]) -> None:
+def replace_embeddings(graph: onnx.ModelProto, name: str, rows: npt.NDArray[np.float32]) -> None:
     """Replace the embeddings that the graph gives as its output `name` with `rows [n, dim]`, as many as there are."""
-    place = next(tensor for tensor in graph.graph.initializer if tensor.name == f"{name}_prints")
-    place.CopyFrom(onnx.numpy_helper.from_array(rows.astype(np.float32), f"{name}_prints"))
+    initializer = next(tensor for tensor in graph.graph.initializer if tensor.name == f"{name}_prints")
+    initializer.CopyFrom(onnx.numpy_helper.from_array(rows.astype(np.float32), f"{name}_prints"))

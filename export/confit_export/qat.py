@@ -21,20 +21,20 @@ BATCH = 32
 DECAY = 0.95  # of the running range of an activation, per batch
 
 
-class RoundedWeight(nn.Module):
+class FakeQuantWeight(nn.Module):
     """A weight rounded to int8 per output channel; gradients pass as if it were not (straight-through)."""
 
     def __init__(self, reduce_range: bool) -> None:
         super().__init__()
-        self.most = 64 if reduce_range else 127
+        self.limit = 64 if reduce_range else 127
 
     def forward(self, weight: Tensor) -> Tensor:
-        scale = weight.detach().abs().flatten(1).amax(dim=1).clamp(min=1e-9) / self.most
-        zeros = torch.zeros(len(scale), dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, -self.most, self.most)
+        scale = weight.detach().abs().flatten(1).amax(dim=1).clamp(min=1e-9) / self.limit
+        zero_points = torch.zeros(len(scale), dtype=torch.int32)
+        return torch.fake_quantize_per_channel_affine(weight, scale, zero_points, 0, -self.limit, self.limit)
 
 
-class RoundedInput(nn.Module):
+class FakeQuantInput(nn.Module):
     """A layer's input rounded to uint8 over its running range, which includes zero."""
 
     low: Tensor
@@ -48,12 +48,12 @@ class RoundedInput(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             low, high = x.detach().amin().clamp(max=0), x.detach().amax().clamp(min=0)
-            keep = DECAY if self.high > self.low else 0.0
-            self.low.mul_(keep).add_(low, alpha=1 - keep)
-            self.high.mul_(keep).add_(high, alpha=1 - keep)
+            decay = DECAY if self.high > self.low else 0.0
+            self.low.mul_(decay).add_(low, alpha=1 - decay)
+            self.high.mul_(decay).add_(high, alpha=1 - decay)
         scale = max(float(self.high - self.low) / 255, 1e-9)
-        zero = min(255, max(0, round(-float(self.low) / scale)))
-        return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 255)
+        zero_point = min(255, max(0, round(-float(self.low) / scale)))
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, 255)
 
 
 def fine_tune(
@@ -66,11 +66,11 @@ def fine_tune(
     the gradient through it.
     """
     student = copy.deepcopy(encoder).eval()  # no dropout and no random draws: the same run gives the same bytes
-    layers = _layers(student)
-    taken = [(layer, RoundedInput()) for layer in layers]
-    hooks = [layer.register_forward_pre_hook(_rounding(rounded)) for layer, rounded in taken]
+    layers = _trainable_layers(student)
+    fake_inputs = [(layer, FakeQuantInput()) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(_quantize_input(fake_quant)) for layer, fake_quant in fake_inputs]
     for layer in layers:
-        parametrize.register_parametrization(layer, "weight", RoundedWeight(preset.reduce_range))
+        parametrize.register_parametrization(layer, "weight", FakeQuantWeight(preset.reduce_range))
     clips, rng = corpus.training_clips(), np.random.default_rng([run.recipe.seed, 9])
     augment = make_augmenter(encoder, corpus, run.recipe)
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
@@ -83,8 +83,8 @@ def fine_tune(
         for start in range(0, len(clips), BATCH):
             pcm = torch.from_numpy(augment([clips.pcm[int(row)] for row in order[start : start + BATCH]], rng))
             with torch.no_grad():
-                wanted = run.encoder(pcm)
-            loss = (1 - (student(pcm) * wanted).sum(dim=1)).mean()
+                target = run.encoder(pcm)
+            loss = (1 - (student(pcm) * target).sum(dim=1)).mean()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -98,7 +98,7 @@ def fine_tune(
     return student.eval()
 
 
-def _layers(student: Encoder) -> list[nn.Module]:
+def _trainable_layers(student: Encoder) -> list[nn.Module]:
     """The convolutions and linear layers that learn, without the fixed ones of a front end.
 
     A layer whose weight is already computed (weight norm) is left alone.
@@ -114,8 +114,8 @@ def _layers(student: Encoder) -> list[nn.Module]:
     ]
 
 
-def _rounding(rounded: RoundedInput) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+def _quantize_input(fake_quant: FakeQuantInput) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (rounded(inputs[0]), *inputs[1:])
+        return (fake_quant(inputs[0]), *inputs[1:])
 
     return hook

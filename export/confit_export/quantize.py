@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from confit_export.calibration import Calibration, Feed, quiet, tensor_ranges
-from confit_export.frames import by_frame, over_time, rounded_weight
+from confit_export.calibration import Calibration, Feed, silence_quantizer, tensor_ranges
+from confit_export.frames import quantize_per_frame, quantize_weight, temporal_convolutions
 from confit_export.targets import Target, preset
 from confit_runtime.errors import UsageError
 
@@ -22,15 +22,15 @@ Scheme = Literal["static", "dynamic", "weight-only", "fp16"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 
 PRECISION = {"static": "int8", "dynamic": "int8", "weight-only": "int8 weights", "fp16": "fp16 weights"}
-LAYERS = ("Conv", "MatMul", "Gemm")
-CARRIERS = ("Clip", "Concat", "LeakyRelu", "MaxPool", "Relu", "Slice", "Squeeze", "Transpose", "Unsqueeze")
-WEIGHTS_OF = {"Conv": (1,), "MatMul": (1,), "Gemm": (1,), "LSTM": (1, 2), "GRU": (1, 2)}
-ON_THE_FLY = ("MatMul", "Gemm", "LSTM")  # onnxruntime can compute these in int8 with scales taken from each input
-KINDS: dict[Scheme, tuple[str, ...]] = {
-    "static": LAYERS,
-    "dynamic": ("Conv", *ON_THE_FLY),
-    "weight-only": tuple(WEIGHTS_OF),
-    "fp16": tuple(WEIGHTS_OF),
+LAYER_OPS = ("Conv", "MatMul", "Gemm")
+PASS_THROUGH_OPS = ("Clip", "Concat", "LeakyRelu", "MaxPool", "Relu", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+WEIGHT_INPUTS = {"Conv": (1,), "MatMul": (1,), "Gemm": (1,), "LSTM": (1, 2), "GRU": (1, 2)}
+DYNAMIC_OPS = ("MatMul", "Gemm", "LSTM")  # onnxruntime can compute these in int8 with scales taken from each input
+QUANTISABLE_OPS: dict[Scheme, tuple[str, ...]] = {
+    "static": LAYER_OPS,
+    "dynamic": ("Conv", *DYNAMIC_OPS),
+    "weight-only": tuple(WEIGHT_INPUTS),
+    "fp16": tuple(WEIGHT_INPUTS),
 }
 
 
@@ -47,7 +47,7 @@ class Quantizer:
     ranges: Any  # onnxruntime's TensorsData; None for schemes that need none
 
     @classmethod
-    def of(
+    def calibrate(
         cls,
         fp32: onnx.ModelProto,
         scheme: Scheme,
@@ -59,7 +59,7 @@ class Quantizer:
         """Measure ranges on `feeds`, inputs of the graph. Nodes whose name begins with one of `fp32_scopes` stay in fp32."""
         ranges = None
         if scheme in ("static", "dynamic"):
-            ranges = tensor_ranges(fp32, feeds, calibration, [*LAYERS, *CARRIERS])
+            ranges = tensor_ranges(fp32, feeds, calibration, [*LAYER_OPS, *PASS_THROUGH_OPS])
         layers = quantisable(fp32, scheme, fp32_scopes)
         kinds = {node.name: node.op_type for node in fp32.graph.node}
         if scheme == "dynamic" and {kinds[layer] for layer in layers} <= {"Conv"}:
@@ -73,24 +73,24 @@ class Quantizer:
         if not layers:
             return _copy(self.fp32)
         if self.scheme in ("static", "dynamic"):
-            made = self._computed(layers)
+            quantised = self._compute_int8(layers)
         else:
-            made = _stored(self.fp32, layers, half=self.scheme == "fp16")
-        made.producer_name, made.producer_version = self.fp32.producer_name, self.fp32.producer_version
-        del made.metadata_props[:]
-        return made
+            quantised = _store_weights(self.fp32, layers, half=self.scheme == "fp16")
+        quantised.producer_name, quantised.producer_version = self.fp32.producer_name, self.fp32.producer_version
+        del quantised.metadata_props[:]
+        return quantised
 
-    def _computed(self, layers: Collection[str]) -> onnx.ModelProto:
+    def _compute_int8(self, layers: Collection[str]) -> onnx.ModelProto:
         """Compute `layers` in int8.
 
         In a windowed model, convolutions over time get a scale per frame. A stream's state holds one scale, so a stream has one.
         """
         windowed = [entry.name for entry in self.fp32.graph.input] == ["pcm"]
-        framed = over_time(self.fp32).intersection(layers) if windowed else set[str]()
-        others = [name for name in layers if name not in framed]
-        quantised = _dynamic if self.scheme == "dynamic" else _static
-        made = quantised(self.fp32, self.ranges, others, self.target) if others else self.fp32
-        return by_frame(made, framed, preset(self.target).weight_bits) if framed else made
+        per_frame = temporal_convolutions(self.fp32).intersection(layers) if windowed else set[str]()
+        others = [name for name in layers if name not in per_frame]
+        quantise = _dynamic if self.scheme == "dynamic" else _static
+        result = quantise(self.fp32, self.ranges, others, self.target) if others else self.fp32
+        return quantize_per_frame(result, per_frame, preset(self.target).weight_bits) if per_frame else result
 
 
 def quantisable(model: onnx.ModelProto, scheme: Scheme, fp32_scopes: tuple[str, ...]) -> tuple[str, ...]:
@@ -101,54 +101,54 @@ def quantisable(model: onnx.ModelProto, scheme: Scheme, fp32_scopes: tuple[str, 
     scaled to the loudest sample leave nothing of a quiet one.
     """
     weights = {tensor.name for tensor in model.graph.initializer}
-    sound = _sound(model) if scheme in ("static", "dynamic") else set()
+    audio = _audio_tensors(model) if scheme in ("static", "dynamic") else set()
     return tuple(
         node.name
         for node in model.graph.node
-        if node.op_type in KINDS[scheme]
+        if node.op_type in QUANTISABLE_OPS[scheme]
         and node.input[1] in weights
         and not node.name.startswith(fp32_scopes)
-        and node.input[0] not in sound
+        and node.input[0] not in audio
     )
 
 
-def _sound(model: onnx.ModelProto) -> set[str]:
+def _audio_tensors(model: onnx.ModelProto) -> set[str]:
     """The tensors that hold sound: the input PCM, and anything computed from it before the first layer."""
-    found = {"pcm"}
+    audio = {"pcm"}
     for node in model.graph.node:
-        if node.op_type not in WEIGHTS_OF and found.intersection(node.input):
-            found.update(node.output)
-    return found
+        if node.op_type not in WEIGHT_INPUTS and audio.intersection(node.input):
+            audio.update(node.output)
+    return audio
 
 
-def carriers(model: onnx.ModelProto, layers: Collection[str]) -> list[str]:
+def pass_through_nodes(model: onnx.ModelProto, layers: Collection[str]) -> list[str]:
     """Return the nodes between quantised layers that only move, clip or compare values, and so can stay in int8 too.
 
-    Such a node takes the output of a layer or of another carrier (a Concat may also take a stream's state), and leads to a
+    Such a node takes the output of a layer or of another such node (a Concat may also take a stream's state), and leads to a
     layer; otherwise a value would be quantised for nothing.
     """
     nodes = {node.name: node for node in model.graph.node}
-    given = {output for name in layers for output in nodes[name].output}
+    produced = {output for name in layers for output in nodes[name].output}
     states = {entry.name for entry in model.graph.input if entry.name != "pcm"}
-    found: list[str] = []
+    candidates: list[str] = []
     for node in model.graph.node:
         data = list(node.input) if node.op_type == "Concat" else list(node.input[:1])
-        if node.op_type in CARRIERS and given.intersection(data) and not set(data) - given - states:
-            found.append(node.name)
-            given.update(node.output)
-    taken = {nodes[name].input[0] for name in layers}
+        if node.op_type in PASS_THROUGH_OPS and produced.intersection(data) and not set(data) - produced - states:
+            candidates.append(node.name)
+            produced.update(node.output)
+    consumed = {nodes[name].input[0] for name in layers}
     kept: list[str] = []
-    for name in reversed(found):
+    for name in reversed(candidates):
         node = nodes[name]
-        leads = taken.intersection(node.output)
-        if leads or (node.op_type == "Slice" and taken.intersection(node.input[:1])):
+        feeds_layer = consumed.intersection(node.output)
+        if feeds_layer or (node.op_type == "Slice" and consumed.intersection(node.input[:1])):
             kept.append(name)
-            taken.update(node.input if leads else ())
+            consumed.update(node.input if feeds_layer else ())
     return kept[::-1]
 
 
-def shared_ranges(model: onnx.ModelProto, ranges: Any, carried: list[str]) -> Any:
-    """Return `ranges` adapted to the carriers: one range on both sides of a move, and the clipped range before a clip.
+def shared_ranges(model: onnx.ModelProto, ranges: Any, pass_through: list[str]) -> Any:
+    """Return `ranges` adapted to the pass-through nodes: one range on both sides of a move, and the clipped range before a clip.
 
     A value that waits in a stream's state must round like one that never was in it; otherwise a result would depend on how
     the stream was split into calls. And where a clip follows a layer, perhaps after a pooling, the end of the int8 range
@@ -156,20 +156,20 @@ def shared_ranges(model: onnx.ModelProto, ranges: Any, carried: list[str]) -> An
     """
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
-    nodes, found = {node.name: node for node in model.graph.node}, dict(ranges.items())
+    nodes, shared = {node.name: node for node in model.graph.node}, dict(ranges.items())
     uses = Counter(tensor for node in model.graph.node for tensor in node.input)
-    for name in reversed(carried):
+    for name in reversed(pass_through):
         node = nodes[name]
-        given = list(node.input) if node.op_type == "Concat" else [node.input[0]]
+        inputs = list(node.input) if node.op_type == "Concat" else [node.input[0]]
         if node.op_type in ("LeakyRelu", "Slice"):
             continue  # LeakyRelu changes values; the range of a Slice lies within that of its input
-        if node.op_type != "Concat" and uses[given[0]] == 1:
-            found[given[0]] = found[node.output[0]]
+        if node.op_type != "Concat" and uses[inputs[0]] == 1:
+            shared[inputs[0]] = shared[node.output[0]]
             continue
-        low, high = zip(*(found[tensor].range_value for tensor in [*given, node.output[0]]), strict=True)
-        both = TensorData(lowest=np.float32(min(low)), highest=np.float32(max(high)))
-        found |= dict.fromkeys([*given, node.output[0]], both)
-    return TensorsData(ranges.calibration_method, found)
+        low, high = zip(*(shared[tensor].range_value for tensor in [*inputs, node.output[0]]), strict=True)
+        joint = TensorData(lowest=np.float32(min(low)), highest=np.float32(max(high)))
+        shared |= dict.fromkeys([*inputs, node.output[0]], joint)
+    return TensorsData(ranges.calibration_method, shared)
 
 
 def _static(model: onnx.ModelProto, ranges: Any, layers: Collection[str], target: Target) -> onnx.ModelProto:
@@ -179,18 +179,18 @@ def _static(model: onnx.ModelProto, ranges: Any, layers: Collection[str], target
     """
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-    types, carried = preset(target), carriers(model, layers)
-    with quiet():
+    types, pass_through = preset(target), pass_through_nodes(model, layers)
+    with silence_quantizer():
         quantizer = QDQQuantizer(
             _copy(model),
             types.per_channel,
             types.reduce_range,
             types.weights,
             types.activations,
-            shared_ranges(model, ranges, carried),
-            [*layers, *carried],
+            shared_ranges(model, ranges, pass_through),
+            [*layers, *pass_through],
             [],
-            [*LAYERS, *CARRIERS],
+            [*LAYER_OPS, *PASS_THROUGH_OPS],
             {},
         )
         quantizer.quantize_model()
@@ -209,59 +209,59 @@ def _dynamic(model: onnx.ModelProto, ranges: Any, layers: Collection[str], targe
     kinds = {node.name: node.op_type for node in model.graph.node}
     convolutions = [name for name in layers if kinds[name] == "Conv"]
     others = [name for name in layers if kinds[name] != "Conv"]
-    made = _static(model, ranges, convolutions, target) if convolutions else _copy(model)
+    partly = _static(model, ranges, convolutions, target) if convolutions else _copy(model)
     if not others:
-        return made
+        return partly
     types = preset(target)
-    del made.graph.value_info[:]
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    del partly.graph.value_info[:]
+    with tempfile.TemporaryDirectory() as folder, silence_quantizer():
         source, out = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-        onnx.save(made, source)
+        onnx.save(partly, source)
         quantize_dynamic(
             source,
             out,
-            op_types_to_quantize=list(ON_THE_FLY),
+            op_types_to_quantize=list(DYNAMIC_OPS),
             nodes_to_quantize=others,
             per_channel=types.per_channel,
             reduce_range=types.reduce_range,
             weight_type=types.weights,
             extra_options={"MatMulConstBOnly": True},
         )
-        alone = onnx.load(out)
+        quantised = onnx.load(out)
     # a scale is taken from everything in the call: with several windows, each would depend on its neighbours
-    alone.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-    return alone
+    quantised.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    return quantised
 
 
-def _stored(model: onnx.ModelProto, layers: Collection[str], *, half: bool) -> onnx.ModelProto:
+def _store_weights(model: onnx.ModelProto, layers: Collection[str], *, half: bool) -> onnx.ModelProto:
     """Store weights in int8 per channel, or in fp16, and compute in fp32.
 
     A Cast (and a Mul by the scale) restores them. onnxruntime folds both when it loads the model, so they cost no time per
     call, but they save no memory either.
     """
-    made = _copy(model)
-    graph = made.graph
+    stored = _copy(model)
+    graph = stored.graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    wanted: dict[str, int] = {}  # a weight, and the axis of its channels
+    channel_axes: dict[str, int] = {}  # a weight, and the axis of its channels
     for node in graph.node:
         if node.name in layers:
-            for place in WEIGHTS_OF[node.op_type]:
-                wanted.setdefault(node.input[place], _channel_axis(node, tensors[node.input[place]]))
-    before: list[onnx.NodeProto] = []
-    for name, axis in wanted.items():
+            for index in WEIGHT_INPUTS[node.op_type]:
+                channel_axes.setdefault(node.input[index], _channel_axis(node, tensors[node.input[index]]))
+    restore_nodes: list[onnx.NodeProto] = []
+    for name, axis in channel_axes.items():
         values = numpy_helper.to_array(tensors[name])
         graph.initializer.remove(tensors[name])
-        small, scale = (values.astype(np.float16), None) if half else rounded_weight(values, axis)
-        graph.initializer.append(numpy_helper.from_array(small, f"{name}_stored"))
+        quantised, scale = (values.astype(np.float16), None) if half else quantize_weight(values, axis)
+        graph.initializer.append(numpy_helper.from_array(quantised, f"{name}_stored"))
         cast = name if scale is None else f"{name}_cast"
-        before.append(helper.make_node("Cast", [f"{name}_stored"], [cast], f"{name}_Cast", to=TensorProto.FLOAT))
+        restore_nodes.append(helper.make_node("Cast", [f"{name}_stored"], [cast], f"{name}_Cast", to=TensorProto.FLOAT))
         if scale is not None:
             graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
-            before.append(helper.make_node("Mul", [cast, f"{name}_scale"], [name], f"{name}_Mul"))
-    after = list(graph.node)
+            restore_nodes.append(helper.make_node("Mul", [cast, f"{name}_scale"], [name], f"{name}_Mul"))
+    nodes = list(graph.node)
     del graph.node[:]
-    graph.node.extend([*before, *after])
-    return made
+    graph.node.extend([*restore_nodes, *nodes])
+    return stored
 
 
 def _channel_axis(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
@@ -275,6 +275,6 @@ def _channel_axis(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    return made
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    return copied

@@ -20,7 +20,7 @@ from confit_runtime.files import write_atomic
 from confit_runtime.session import open_session
 
 WINDOWS = 48
-AT_ONCE = 8
+BATCH_SIZE = 8
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ def validation_windows(encoder: Encoder, corpus: Corpus, seed: int) -> Floats:
     windows = np.zeros((len(chosen), encoder.window), np.float32)
     for window, index in zip(windows, chosen, strict=True):
         clip = corpus.val.pcm[index][: encoder.window]
-        left = (encoder.window - len(clip)) // 2
-        window[left : left + len(clip)] = clip
+        offset = (encoder.window - len(clip)) // 2
+        window[offset : offset + len(clip)] = clip
     return windows
 
 
@@ -51,27 +51,27 @@ def sweep(quantizer: Quantizer, windows: Floats, cache: Path, minutes: float) ->
     The results are kept in `cache`: a sweep that was stopped resumes where it was, and a finished one is not repeated.
     """
     journal = cache / "sweeps" / f"{_fingerprint(quantizer, windows)}.json"
-    errors = _errors_in(journal)
+    errors = _load_errors(journal)
     reference = embed(quantizer.fp32, windows)
-    end, kept = time.monotonic() + 60 * minutes, True
+    deadline, saved = time.monotonic() + 60 * minutes, True
     for layer in quantizer.layers:
         if layer in errors:
             continue
-        if time.monotonic() > end:
+        if time.monotonic() > deadline:
             break
         cosine = (embed(quantizer([layer]), windows) * reference).sum(axis=1)
         errors[layer] = round(float(1 - cosine.mean()), 6)
-        if kept:
-            kept = _keep(journal, errors)
+        if saved:
+            saved = _save_errors(journal, errors)
     ordered = sorted(errors, key=lambda layer: (-errors[layer], layer))
     return Sweep({layer: errors[layer] for layer in ordered}, len(quantizer.layers) - len(errors))
 
 
-def _errors_in(journal: Path) -> dict[str, float]:
+def _load_errors(journal: Path) -> dict[str, float]:
     """The results measured before; none if they cannot be read, since they can be measured again."""
     try:
-        found = json.loads(journal.read_text(encoding="utf-8"))
-        return {str(layer): float(error) for layer, error in found.items()}
+        stored = json.loads(journal.read_text(encoding="utf-8"))
+        return {str(layer): float(error) for layer, error in stored.items()}
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -79,7 +79,7 @@ def _errors_in(journal: Path) -> dict[str, float]:
         return {}
 
 
-def _keep(journal: Path, errors: dict[str, float]) -> bool:
+def _save_errors(journal: Path, errors: dict[str, float]) -> bool:
     try:
         journal.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(journal, (json.dumps(errors, indent=1) + "\n").encode())
@@ -93,13 +93,13 @@ def embed(model: onnx.ModelProto, windows: Floats) -> Floats:
     """Return the embeddings `[n, dim]` of windows `[n, window]`; for a stream, that of its last hop."""
     session = open_session(model.SerializeToString(), threads=1)
     states = [entry for entry in session.get_inputs() if entry.name != "pcm"]
-    at_once = 1 if session.get_inputs()[0].shape[0] == 1 else AT_ONCE
-    found = []
-    for start in range(0, len(windows), at_once):
-        part = windows[start : start + at_once]
-        feed = {entry.name: np.zeros((len(part), *entry.shape[1:]), np.float32) for entry in states}
-        found.append(session.run(["embedding"], {"pcm": part, **feed})[0][:, -1])
-    return np.concatenate(found)
+    batch_size = 1 if session.get_inputs()[0].shape[0] == 1 else BATCH_SIZE
+    embeddings = []
+    for start in range(0, len(windows), batch_size):
+        batch = windows[start : start + batch_size]
+        feed = {entry.name: np.zeros((len(batch), *entry.shape[1:]), np.float32) for entry in states}
+        embeddings.append(session.run(["embedding"], {"pcm": batch, **feed})[0][:, -1])
+    return np.concatenate(embeddings)
 
 
 def _fingerprint(quantizer: Quantizer, windows: Floats) -> str:

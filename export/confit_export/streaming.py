@@ -63,39 +63,39 @@ class StreamingStack(nn.Module):
         named = [entry for index, layer in enumerate(layers) for entry in _leaves(f"{index}", layer)]
         self.layers = nn.ModuleList(layer for _, layer in named)
         self.names = [f"layer {name} ({type(layer).__name__})" for name, layer in named]
-        self.keeps = [_kept_frames(name, layer) for name, layer in zip(self.names, self.layers, strict=True)]
+        self.kept_frames = [_kept_frames(name, layer) for name, layer in zip(self.names, self.layers, strict=True)]
         self.eval()
 
     def forward(self, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        carried, following = list(states), []
-        for name, layer, keep in zip(self.names, self.layers, self.keeps, strict=True):
+        unused_states, new_states = list(states), []
+        for name, layer, kept in zip(self.names, self.layers, self.kept_frames, strict=True):
             if isinstance(layer, _RECURRENT):
-                own = [carried.pop(0) for _ in range(_memories(layer))]
-                x, after = _recur(layer, _three(name, x), own)
-                following += after
+                layer_states = [unused_states.pop(0) for _ in range(_state_count(layer))]
+                x, updated = _run_recurrent(layer, _check_3d(name, x), layer_states)
+                new_states += updated
             elif isinstance(layer, _FRAME_BY_FRAME) and x.dim() == 3:
                 x = layer(x.transpose(1, 2)).transpose(1, 2)
             else:
-                if keep:
-                    x = torch.cat([carried.pop(0), x], dim=2)
-                    following.append(x[:, :, -keep:])
+                if kept:
+                    x = torch.cat([unused_states.pop(0), x], dim=2)
+                    new_states.append(x[:, :, -kept:])
                 x = layer(x)
-        return x, following
+        return x, new_states
 
     @torch.no_grad()
     def state_shapes(self, example: Tensor) -> list[list[int]]:
         """The shape of each state without the streams axis; `example` is one hop of input `[1, ...]`."""
         shapes: list[list[int]] = []
-        for name, layer, keep in zip(self.names, self.layers, self.keeps, strict=True):
-            own: list[list[int]] = []
+        for name, layer, kept in zip(self.names, self.layers, self.kept_frames, strict=True):
+            layer_shapes: list[list[int]] = []
             if isinstance(layer, _RECURRENT):
-                own = [[layer.num_layers, layer.hidden_size]] * _memories(layer)
-            elif keep:
-                own = [[example.shape[1], keep, *example.shape[3:]]]
-            alone = StreamingStack([layer])
-            alone.names = [name]
-            example, _ = alone(example, [torch.zeros(1, *shape) for shape in own])
-            shapes += own
+                layer_shapes = [[layer.num_layers, layer.hidden_size]] * _state_count(layer)
+            elif kept:
+                layer_shapes = [[example.shape[1], kept, *example.shape[3:]]]
+            single = StreamingStack([layer])
+            single.names = [name]
+            example, _ = single(example, [torch.zeros(1, *shape) for shape in layer_shapes])
+            shapes += layer_shapes
         return shapes
 
 
@@ -111,32 +111,32 @@ def _leaves(name: str, layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _kept_frames(name: str, layer: nn.Module) -> int:
     """How many frames of its input a layer carries to the next call. Raises ConfitError for one that cannot stream."""
 
-    def refuse(reason: str) -> ConfitError:
+    def cannot_stream(reason: str) -> ConfitError:
         return ConfitError(f"{name} cannot stream: {reason}")
 
     if getattr(layer, "pointwise_in_time", False) or isinstance(layer, (*_POINTWISE, nn.Linear)):
         return 0
     if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
         if layer.running_mean is None:
-            raise refuse("it keeps no running statistics, and takes them over the time of each call instead")
+            raise cannot_stream("it keeps no running statistics, and takes them over the time of each call instead")
         return 0
     if isinstance(layer, nn.LayerNorm):
         if len(layer.normalized_shape) > 1:
-            raise refuse(
+            raise cannot_stream(
                 f"it normalises over {len(layer.normalized_shape)} axes, and one of them is time; use one axis"
             )
         return 0
     if isinstance(layer, _RECURRENT):
         if layer.bidirectional:
-            raise refuse("it is bidirectional, so it also reads from the end of the sound")
+            raise cannot_stream("it is bidirectional, so it also reads from the end of the sound")
         if not layer.batch_first:
-            raise refuse("its batch axis comes second; make it with batch_first=True")
+            raise cannot_stream("its batch axis comes second; make it with batch_first=True")
         if layer.proj_size:
-            raise refuse("a projected state (proj_size) has no ONNX form")
+            raise cannot_stream("a projected state (proj_size) has no ONNX form")
         return 0
     if not isinstance(layer, _CONVOLUTIONS + _POOLINGS):
         reasons = (reason for kinds, reason in _REASONS if isinstance(layer, kinds))
-        raise refuse(
+        raise cannot_stream(
             next(reasons, "it is neither pointwise in time nor a recurrent layer, convolution or pooling over time")
         )
     kernel, stride, padding, dilation = (
@@ -144,29 +144,31 @@ def _kept_frames(name: str, layer: nn.Module) -> int:
         for key, default in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
     )
     if padding not in (0, "valid") and (padding, kernel) != ("same", 1):
-        raise refuse(f"it pads time by {padding!r}; only layers without padding (valid) give the same result in parts")
+        raise cannot_stream(
+            f"it pads time by {padding!r}; only layers without padding (valid) give the same result in parts"
+        )
     if getattr(layer, "ceil_mode", False):
-        raise refuse("ceil_mode pads the end of time")
+        raise cannot_stream("ceil_mode pads the end of time")
     span = (kernel - 1) * dilation + 1
     if span < stride:
-        raise refuse(f"it skips frames (span {span} < stride {stride})")
+        raise cannot_stream(f"it skips frames (span {span} < stride {stride})")
     return span - stride
 
 
-def _memories(layer: nn.Module) -> int:
+def _state_count(layer: nn.Module) -> int:
     """How many states a recurrent layer has: two for an LSTM (hidden state and cell), one for any other."""
     return 2 if isinstance(layer, nn.LSTM) else 1
 
 
-def _recur(layer: Any, x: Tensor, own: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def _run_recurrent(layer: Any, x: Tensor, initial_states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Run a recurrent layer on `x [streams, channels, time]` from states `[streams, layers, size]`; return both."""
-    before = [state.transpose(0, 1).contiguous() for state in own]  # torch has layers before streams
-    y, after = layer(x.transpose(1, 2), tuple(before) if len(before) > 1 else before[0])
-    states = after if isinstance(after, tuple) else (after,)
-    return y.transpose(1, 2), [state.transpose(0, 1) for state in states]
+    layers_first = [state.transpose(0, 1).contiguous() for state in initial_states]  # torch has layers before streams
+    y, final = layer(x.transpose(1, 2), tuple(layers_first) if len(layers_first) > 1 else layers_first[0])
+    final_states = final if isinstance(final, tuple) else (final,)
+    return y.transpose(1, 2), [state.transpose(0, 1) for state in final_states]
 
 
-def _three(name: str, x: Tensor) -> Tensor:
+def _check_3d(name: str, x: Tensor) -> Tensor:
     if x.dim() != 3:
         raise ConfitError(f"{name} cannot stream: it takes [streams, channels, time], but gets {x.dim()} axes")
     return x

@@ -21,7 +21,7 @@ from confit_edge.pairtune.session import train
 from confit_edge.recipe import Recipe
 from confit_edge.runs import read_run, run_corpus
 from confit_export.export import export_run
-from confit_export.model_card import card_of
+from confit_export.model_card import render_card
 from confit_runtime import load
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -64,7 +64,7 @@ def card() -> str:
         f" thresholds. Missed: {missed}. To set thresholds for your room, use `confit-edge calibrate` or `--threshold`.",
         "",
     ]
-    return card_of(model.contract, OUT.stat().st_size, "digits", sections=sections)
+    return render_card(model.contract, OUT.stat().st_size, "digits", sections=sections)
 
 
 def fires(clip: Path) -> set[str]:

@@ -28,8 +28,8 @@ from confit_edge.runs import weights_sha256
 from confit_export.cost import count_cost
 from confit_export.enrollment import speaker_prior
 from confit_export.graph import assemble, to_onnx
-from confit_export.model_card import card_of, table
-from confit_export.model_file import embedding_id, provisional, replace_rows, sealed
+from confit_export.model_card import render_card, table
+from confit_export.model_file import embedding_id, load_provisional, model_bytes, replace_embeddings
 from confit_export.quantize import PRECISION, Quantizer, Scheme
 from confit_export.rooms import embed_rooms
 from confit_runtime import load
@@ -58,7 +58,7 @@ def main(precision: str) -> None:
     fp32 = graph
     layers: dict[str, str] = {}
     for scheme, names in [] if precision == "fp32" else plan(precision, fp32):
-        graph = Quantizer.of(graph, scheme, "portable", SCOPES, [], "minmax")(names)
+        graph = Quantizer.calibrate(graph, scheme, "portable", SCOPES, [], "minmax")(names)
         layers |= dict.fromkeys(names, PRECISION[scheme])
     contract = Contract(
         schema=SCHEMA,
@@ -89,7 +89,7 @@ def main(precision: str) -> None:
         license="Apache-2.0",
         version=__version__,
     )
-    embedder = provisional(OUT, graph, contract)
+    embedder = load_provisional(OUT, graph, contract)
     clip = next(iter(utterances["test"].values()))[0]
     torch_rows = encoder.rows(torch.from_numpy(clip)).numpy()
     cosines = np.sum(embedder.rows(clip, encoder.sample_rate)[1] * torch_rows, axis=1)
@@ -103,8 +103,8 @@ def main(precision: str) -> None:
         for split, of in utterances.items()
     }
     cohort = np.concatenate([rows[:IN_COHORT] for rows in embedded["train"].values()])
-    replace_rows(graph, "cohort", cohort)
-    replace_rows(graph, "quiet", embed_rooms(embedder))
+    replace_embeddings(graph, "cohort", cohort)
+    replace_embeddings(graph, "quiet", embed_rooms(embedder))
     others = embedded["val"] | embedded["test"]
     levels = speaker_prior(others, cohort)
     made_of, set_on = _sizes(embedded["train"], IN_COHORT), _sizes(others, UTTERANCES)
@@ -121,7 +121,7 @@ def main(precision: str) -> None:
             "multi_label": False,
         },
     )
-    data = sealed(graph, contract)
+    data = model_bytes(graph, contract)
     write_atomic(OUT, data)
     print(f"wrote {OUT}: {len(data) / 1e6:.2f} MB, least cosine to torch {cosines.min():.5f}, {levels}")
     print("next: python -m benchmarks.speakers, then this script with --card")
@@ -134,7 +134,7 @@ def _sizes(voices: dict[str, np.ndarray], most: int) -> dict[str, int]:
 
 def plan(precision: str, graph: onnx.ModelProto) -> list[tuple[Scheme, list[str]]]:
     """Choose how each layer is stored. The first takes mel power, whose range int8 cannot span, so it is always in fp16."""
-    layers = Quantizer.of(graph, "fp16", "portable", SCOPES, [], "minmax").layers
+    layers = Quantizer.calibrate(graph, "fp16", "portable", SCOPES, [], "minmax").layers
     if precision == "fp16":
         return [("fp16", list(layers))]
     first = [name for name in layers if name.startswith("/layers.0/")]
@@ -187,7 +187,7 @@ def card() -> str:
         "Voiceprints are personal data: `docs/enrollment.md` covers consent, erasure, and how far to trust an answer.",
         "",
     ]
-    return card_of(contract, size, "speakers", sections=sections)
+    return render_card(contract, size, "speakers", sections=sections)
 
 
 def measures(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -29,7 +29,7 @@ from confit_export import export, measure
 from confit_export.export import Exported, Quantisation, export_run
 from confit_export.graph import assemble, count_macs, to_onnx
 from confit_export.measure import compare_on_test, count_softer, share_fired
-from confit_export.model_file import provisional
+from confit_export.model_file import load_provisional
 from confit_export.rooms import ROOMS, quiet_rooms
 from confit_runtime import Model, load
 from confit_runtime.contract import read_sealed
@@ -118,7 +118,7 @@ from tests import tiny_model
 graph, contract = onnx.load({str(tmp_path / "tiny.onnx")!r}), tiny_model.contract()
 del graph.metadata_props[:]
 """
-    at_once(begin, "provisional(path, graph, contract)", tmp_path / "out.onnx", "confit_export.model_file")
+    at_once(begin, "load_provisional(path, graph, contract)", tmp_path / "out.onnx", "confit_export.model_file")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.onnx"]
 
 
@@ -126,7 +126,7 @@ def test_where_the_disk_is_full_the_model_that_was_to_be_is_named(tmp_path: Path
     graph = onnx.load(tiny_model.build(tmp_path / "tiny.onnx"))
     del graph.metadata_props[:]
     with files_of_at_most(1_000), pytest.raises(OSError, match="File too large") as refused:
-        provisional(tmp_path / "out.onnx", graph, tiny_model.contract())
+        load_provisional(tmp_path / "out.onnx", graph, tiny_model.contract())
     assert refused.value.filename == str(tmp_path / "out.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.onnx"]
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from confit_export.frames import by_frame, over_time
+from confit_export.frames import quantize_per_frame, temporal_convolutions
 from confit_export.quantize import Quantizer
 from confit_runtime.session import open_session
 
@@ -64,7 +64,7 @@ def test_it_is_what_naive_loops_give(kernel: int, stride: int, pad: tuple[int, i
     weight, bias = rng.standard_normal((5, 3, kernel)).astype(np.float32), rng.standard_normal(5).astype(np.float32)
     sound = rng.standard_normal((2, 3, 11)).astype(np.float32) * rng.choice([1e-3, 1.0], (2, 1, 11)).astype(np.float32)
     model = convolution(weight, bias, strides=[stride], pads=list(pad))
-    made = by_frame(model, {"layer"}, bits)
+    made = quantize_per_frame(model, {"layer"}, bits)
     found, expected = run(made, sound), naive(sound, weight, bias, stride, pad, bits)
     assert found.shape == run(model, sound).shape
     off = ~np.isclose(found, expected, rtol=1e-3, atol=1e-4)
@@ -74,7 +74,7 @@ def test_it_is_what_naive_loops_give(kernel: int, stride: int, pad: tuple[int, i
 def test_a_silent_sound_gives_the_bias() -> None:
     weight = np.random.default_rng(0).standard_normal((4, 3, 3)).astype(np.float32)
     bias = np.arange(4, dtype=np.float32)
-    made = by_frame(convolution(weight, bias), {"layer"}, 7)
+    made = quantize_per_frame(convolution(weight, bias), {"layer"}, 7)
     np.testing.assert_array_equal(run(made, np.zeros((1, 3, 6), np.float32)), np.tile(bias[:, None], (1, 1, 4)))
 
 
@@ -90,8 +90,10 @@ def test_a_quiet_frame_keeps_its_direction_where_a_fixed_scale_loses_it() -> Non
         quiet = run(other, sound)[0, :, 32:]
         return float((quiet * exact).sum() / (np.linalg.norm(quiet) * np.linalg.norm(exact) + 1e-12))
 
-    quantizer = Quantizer.of(model, "weight-only", "portable", (), [], "minmax")  # its error is of the weights alone
-    assert cosine(by_frame(model, {"layer"}, 7)) > 0.999
+    quantizer = Quantizer.calibrate(
+        model, "weight-only", "portable", (), [], "minmax"
+    )  # its error is of the weights alone
+    assert cosine(quantize_per_frame(model, {"layer"}, 7)) > 0.999
     assert cosine(quantizer(quantizer.layers)) > 0.999
     step = np.abs(sound).max() / 127
     fixed = run(model, (np.rint(sound / step) * step).astype(np.float32))[0, :, 32:]
@@ -100,7 +102,7 @@ def test_a_quiet_frame_keeps_its_direction_where_a_fixed_scale_loses_it() -> Non
 
 def test_neighbours_in_a_batch_do_not_matter() -> None:
     rng = np.random.default_rng(1)
-    made = by_frame(convolution(rng.standard_normal((4, 3, 2)).astype(np.float32)), {"layer"}, 7)
+    made = quantize_per_frame(convolution(rng.standard_normal((4, 3, 2)).astype(np.float32)), {"layer"}, 7)
     quiet, loud = (level * rng.standard_normal((1, 3, 9)).astype(np.float32) for level in (0.01, 10.0))
     np.testing.assert_array_equal(run(made, np.concatenate([loud, quiet]))[1:], run(made, quiet))
 
@@ -119,11 +121,11 @@ def test_neighbours_in_a_batch_do_not_matter() -> None:
 )
 def test_what_it_takes(shape: tuple[int, ...], attributes: dict[str, object], taken: bool) -> None:
     model = convolution(np.ones(shape, np.float32), **attributes)
-    assert over_time(model) == ({"layer"} if taken else set())
+    assert temporal_convolutions(model) == ({"layer"} if taken else set())
 
 
 def test_no_weight_is_left_in_fp32() -> None:
     model = convolution(np.ones((64, 64, 3), np.float32))
-    made = by_frame(model, {"layer"}, 7)
+    made = quantize_per_frame(model, {"layer"}, 7)
     assert made.ByteSize() < 0.35 * model.ByteSize()
     assert {node.op_type for node in made.graph.node} >= {"MatMulInteger", "QuantizeLinear"}

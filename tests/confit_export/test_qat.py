@@ -14,14 +14,14 @@ from confit_edge.encoders import pretrained
 from confit_edge.runs import Run
 from confit_export import qat
 from confit_export.export import Exported, Quantisation, export_run
-from confit_export.qat import RoundedInput, RoundedWeight, fine_tune
+from confit_export.qat import FakeQuantInput, FakeQuantWeight, fine_tune
 from confit_export.targets import preset
 
 
 def test_a_rounded_weight_lies_on_the_grid_of_its_channel_and_passes_gradients() -> None:
     weight = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
     for reduced, most in ((True, 64), (False, 127)):
-        rounded = RoundedWeight(reduced)(weight)
+        rounded = FakeQuantWeight(reduced)(weight)
         for channel, values in zip(weight.detach(), rounded.detach(), strict=True):
             scale = channel.abs().max() / most
             torch.testing.assert_close(values, (channel / scale).round() * scale)
@@ -31,7 +31,7 @@ def test_a_rounded_weight_lies_on_the_grid_of_its_channel_and_passes_gradients()
 
 
 def test_a_rounded_input_has_256_levels_and_holds_zero_exactly() -> None:
-    rounding, x = RoundedInput(), torch.linspace(-0.7, 2.1, 5000)
+    rounding, x = FakeQuantInput(), torch.linspace(-0.7, 2.1, 5000)
     found = rounding(x)
     assert len(found.unique()) <= 256
     assert float((found - x).abs().max()) <= 2.8 / 255
@@ -52,7 +52,7 @@ def test_fine_tuning_leaves_the_run_as_it_was_and_is_repeatable(run: Run, run_co
     assert [line.split(":")[0] for line in said[:2]] == [f"quantisation-aware epoch {epoch}/2" for epoch in (1, 2)]
     # what it makes is rounded: quantising it again changes no weight
     layer = next(module for module in made[0].layers if isinstance(module, torch.nn.Conv2d))
-    torch.testing.assert_close(RoundedWeight(True)(layer.weight), layer.weight)
+    torch.testing.assert_close(FakeQuantWeight(True)(layer.weight), layer.weight)
     pcm = torch.from_numpy(np.pad(run_corpus.val.pcm[0], (0, run.encoder.window))[: run.encoder.window])[None]
     with torch.no_grad():
         assert float((made[0](pcm) * run.encoder(pcm)).sum()) > 0.98

@@ -19,7 +19,7 @@ from confit_edge.runs import Run
 from confit_export.calibration import Feed, calibration_feeds, tensor_ranges
 from confit_export.export import Exported, Quantisation, export_run
 from confit_export.graph import StreamingModel, WindowedModel, assemble, to_onnx
-from confit_export.quantize import PRECISION, SCHEMES, Quantizer, carriers, quantisable
+from confit_export.quantize import PRECISION, SCHEMES, Quantizer, pass_through_nodes, quantisable
 from confit_export.search import kept_by_name
 from confit_export.sensitivity import embed, sweep, validation_windows
 from confit_export.targets import TARGETS, preset
@@ -53,7 +53,7 @@ def windows(run: Run, run_corpus: Corpus) -> Floats:
 
 @pytest.fixture(scope="module")
 def quantizer(fp32: onnx.ModelProto, assembled: StreamingModel, feeds: list[Feed]) -> Quantizer:
-    return Quantizer.of(fp32, "static", "portable", assembled.fp32_scopes, feeds, "minmax")
+    return Quantizer.calibrate(fp32, "static", "portable", assembled.fp32_scopes, feeds, "minmax")
 
 
 def weights_of(model: onnx.ModelProto) -> dict[str, Floats]:
@@ -92,7 +92,7 @@ def test_what_lies_between_quantised_layers_stays_in_int8(quantizer: Quantizer) 
     made = quantizer(quantizer.layers)
     giver = {output: node.op_type for node in made.graph.node for output in node.output}
     takers = {name: node.op_type for node in made.graph.node for name in node.input}
-    between = [node for node in made.graph.node if node.name in carriers(quantizer.fp32, quantizer.layers)]
+    between = [node for node in made.graph.node if node.name in pass_through_nodes(quantizer.fp32, quantizer.layers)]
     kinds = Counter(node.op_type for node in between)
     assert (kinds["LeakyRelu"], kinds["MaxPool"], kinds["Concat"]) == (19, 5, 10)
     for node in between:
@@ -145,7 +145,7 @@ def test_a_layer_that_is_said_to_be_int8_is() -> None:
         ir_version=8,
     )
     feeds = [{"pcm": rng.standard_normal((1, 1, 4)).astype(np.float32)} for _ in range(3)]
-    quantizer = Quantizer.of(model, "dynamic", "portable", (), feeds, "minmax")
+    quantizer = Quantizer.calibrate(model, "dynamic", "portable", (), feeds, "minmax")
     assert quantizer.layers == ("lstm", "product")
     kinds = Counter(node.op_type for node in quantizer(quantizer.layers).graph.node)
     assert (kinds["LSTM"], kinds["MatMul"], kinds["GRU"], kinds["DynamicQuantizeLSTM"]) == (0, 0, 1, 1)
@@ -157,9 +157,9 @@ def test_only_what_leads_from_a_layer_to_a_layer_is_carried() -> None:
     model = naive_graph()
     assert quantisable(model, "static", ("conv c",)) == ("conv b",)  # "conv a" takes sound
     assert quantisable(model, "weight-only", ("conv c",)) == ("conv a", "conv b")
-    assert carriers(model, ["conv a", "conv b", "conv c"]) == ["relu", "join", "keep"]
-    assert carriers(model, ["conv a", "conv c"]) == []
-    assert carriers(model, ["conv b", "conv c"]) == []
+    assert pass_through_nodes(model, ["conv a", "conv b", "conv c"]) == ["relu", "join", "keep"]
+    assert pass_through_nodes(model, ["conv a", "conv c"]) == []
+    assert pass_through_nodes(model, ["conv b", "conv c"]) == []
 
 
 def test_keeping_layers_by_name(quantizer: Quantizer, windows: Floats) -> None:
@@ -179,7 +179,7 @@ def test_keeping_layers_by_name(quantizer: Quantizer, windows: Floats) -> None:
 def test_each_scheme_is_smaller_and_embeds_nearly_as_fp32(
     fp32: onnx.ModelProto, assembled: StreamingModel, feeds: list[Feed], windows: Floats, scheme: Any
 ) -> None:
-    quantizer = Quantizer.of(fp32, scheme, "portable", assembled.fp32_scopes, feeds, "percentile")
+    quantizer = Quantizer.calibrate(fp32, scheme, "portable", assembled.fp32_scopes, feeds, "percentile")
     made = quantizer(quantizer.layers)
     onnx.checker.check_model(made)
     cosine = (embed(made, windows) * embed(fp32, windows)).sum(axis=1)
@@ -202,7 +202,7 @@ def test_dynamic_is_refused_where_nothing_would_be(
     fp32: onnx.ModelProto, assembled: StreamingModel, feeds: list[Feed]
 ) -> None:
     with pytest.raises(UsageError, match="convolutions only"):
-        Quantizer.of(fp32, "dynamic", "portable", assembled.fp32_scopes, feeds, "minmax")
+        Quantizer.calibrate(fp32, "dynamic", "portable", assembled.fp32_scopes, feeds, "minmax")
 
 
 def test_a_stored_scheme_exports_and_says_so(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:
@@ -287,9 +287,10 @@ def test_a_sweep_that_cannot_be_kept_is_made_all_the_same(
 
 def test_a_sweep_that_two_exports_make_at_once_is_kept(tmp_path: Path) -> None:
     begin = (
-        "from confit_export.sensitivity import _errors_in, _keep\nerrors = {f'layer {at}': 0.5 for at in range(200)}"
+        "from confit_export.sensitivity import _load_errors, _save_errors\n"
+        "errors = {f'layer {at}': 0.5 for at in range(200)}"
     )
-    work = "assert _keep(path, errors) and _errors_in(path) == errors"
+    work = "assert _save_errors(path, errors) and _load_errors(path) == errors"
     at_once(begin, work, tmp_path / "sweep.json", "confit_export.sensitivity")
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
 

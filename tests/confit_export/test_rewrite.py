@@ -14,7 +14,7 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.runs import Run
 from confit_export.export import Exported
 from confit_export.graph import ancestors, state_shapes
-from confit_export.rewrite import int8_states, pool_before_activation
+from confit_export.rewrite import keep_states_int8, pool_before_activation
 from confit_runtime import load
 
 Floats = npt.NDArray[np.float32]
@@ -103,7 +103,7 @@ def stateful(scale_out: float) -> onnx.ModelProto:
 
 def test_a_rounded_state_waits_in_int8_and_gives_the_same() -> None:
     before, after = stateful(0.1), stateful(0.1)
-    int8_states(after)
+    keep_states_int8(after)
     onnx.checker.check_model(after, full_check=True)
     assert state_shapes(after) == {"x": [2, 6, 4], "state": [2, 4, 2]}
     rng = np.random.default_rng(2)
@@ -120,7 +120,7 @@ def test_a_rounded_state_waits_in_int8_and_gives_the_same() -> None:
 def test_a_state_that_would_come_back_as_another_number_stays_float() -> None:
     model = stateful(0.2)
     before = model.SerializeToString()
-    int8_states(model)
+    keep_states_int8(model)
     assert model.SerializeToString() == before
 
 

@@ -53,7 +53,7 @@ def quantizer() -> Quantizer:
         [*weights, numpy_helper.from_array(np.array([1]), "one")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return Quantizer.of(model, "weight-only", "portable", ("/none",), [], "minmax")
+    return Quantizer.calibrate(model, "weight-only", "portable", ("/none",), [], "minmax")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from confit_edge.pairtune.session import train
 from confit_edge.recipe import Recipe
 from confit_edge.runs import Run
 from confit_export import export, thresholds
-from confit_export.enrollment import cohort_rows, enrollment_prior, kind_of_run, strangers
+from confit_export.enrollment import cohort_rows, enrollment_prior, gallery_cohort, kind_of_run
 from confit_export.export import Exported, export_run
 from confit_export.thresholds import Setting, choose, strictest, validation_stream
 from confit_runtime import load
@@ -62,7 +62,7 @@ def test_the_background_is_heard_by_itself_after_the_clips(
     np.testing.assert_array_equal(pcm[-len(alone) :], alone)
     assert max(heard.end_s for heard in truth) * 16_000 < len(pcm) - len(alone)
     for most in (1, 3):  # within the first recording, and across two
-        monkeypatch.setattr(thresholds, "ALONE_S", most)
+        monkeypatch.setattr(thresholds, "BACKGROUND_ONLY_S", most)
         shorter, same = validation_stream(model, run_corpus, seed=0, repeats=1)
         assert same == truth
         np.testing.assert_array_equal(shorter, pcm[: len(pcm) - len(alone) + most * 16_000])
@@ -119,7 +119,7 @@ def chosen_of(monkeypatch: pytest.MonkeyPatch, sounds: list[tuple[float, int]]) 
             start, end = ((len(rows) + at) * contract.hop / contract.sample_rate for at in (20, 40))
             truth.append(SoundEvent("low", start, end))
         rows = np.concatenate([rows, sound])
-    monkeypatch.setattr(thresholds, "FEW", 0)
+    monkeypatch.setattr(thresholds, "MIN_SOUNDS", 0)
     monkeypatch.setattr(thresholds, "validation_stream", lambda *of, **how: (np.zeros(16_000, np.float32), truth))
     model: Any = SimpleNamespace(contract=contract, rows=lambda *of: (rows, None))
     corpus: Any = SimpleNamespace(background_val=[])
@@ -170,7 +170,7 @@ def test_a_label_is_raised_above_the_loudest_of_what_it_fired_falsely_on() -> No
     hits = [Hit(label, score, 100 * at, 100 * at) for at, (label, score) in enumerate(fired)]
     accepts = [SoundEvent(contract.labels[hit.label], 0.0, thresholds._end_s(hit, contract)) for hit in hits[:3]]
     on = np.full(4, 0.5, np.float32)
-    raised = thresholds._above_false_accepts(on, Score([], accepts), hits, contract)
+    raised = thresholds._raise_above_false_accepts(on, Score([], accepts), hits, contract)
     np.testing.assert_allclose(raised, [0.82, 0.97, 0.5, 0.5], atol=1e-6)
     assert (on == 0.5).all()
 
@@ -186,7 +186,7 @@ def test_thresholds_are_tried_with_the_detector_of_the_device(multi_label: bool)
     )
     rng = np.random.default_rng(0)
     rows = np.repeat(rng.uniform(0, 1, (400, 4)), rng.integers(1, 12, 400), axis=0).astype(np.float32)
-    _, hits = thresholds._run(rows, contract.min_hops, [contract.labels.index("other")], contract, [], on)
+    _, hits = thresholds._detect(rows, contract.min_hops, [contract.labels.index("other")], contract, [], on)
     assert len(hits) > 20
     assert hits == Detector.from_contract(contract).push(rows)
 
@@ -296,7 +296,7 @@ def test_who_is_nearer_to_a_quiet_room_passes_for_no_sound(kind: Kind) -> None:
     middle, aside = np.eye(16)[0], np.eye(16)[1:7]
     clips, quiet, far = unit(middle + aside), unit(np.tile(middle, (3, 1))), unit(-np.tile(middle, (2, 1)))
     targets = one_of(np.repeat(np.arange(2), 3))
-    against = strangers(kind, far, one_of(np.arange(2)), quiet)
+    against = gallery_cohort(kind, far, one_of(np.arange(2)), quiet)
     threshold = enrollment_prior(clips, targets, *against, seed=0)["threshold"]
     assert (threshold == 0.2) == (kind == "sound")
 
@@ -304,7 +304,7 @@ def test_who_is_nearer_to_a_quiet_room_passes_for_no_sound(kind: Kind) -> None:
 def test_what_is_unknown_is_nobody_to_be_enrolled_and_a_stranger_all_the_same() -> None:
     clips = unit(np.random.default_rng(0).standard_normal((9, 16)))
     targets = one_of(np.repeat(np.arange(3), 3))
-    found = enrollment_prior(clips, targets, clips, targets, seed=0, nobody=2)
+    found = enrollment_prior(clips, targets, clips, targets, seed=0, unknown_column=2)
     assert found["trials"] == 2 * 6
     alike = [mutual_similarity(clips[first : first + 3]) for first in (0, 3)]
     assert found["genuine"] == pytest.approx(np.mean(alike), abs=1e-4)
