@@ -130,7 +130,8 @@ def export(
     """
     from confit_edge.runs import read_run, run_corpus, with_current_paths
     from confit_export.calibration import CALIBRATIONS
-    from confit_export.export import Quantisation, check_no_quantize_options, check_printable, export_run
+    from confit_export.export import check_no_quantize_options, check_printable, export_run
+    from confit_export.job import Quantisation
     from confit_export.model_card import check_card_path, recommendation, time_model, write_card
     from confit_export.quantize import SCHEMES
     from confit_export.targets import TARGETS
@@ -206,7 +207,7 @@ def export(
 
 def _next_step(contract: Contract, out: Path) -> str:
     """The next step: enroll for a model of voices, listen for one that detects its sounds, improve one that does not."""
-    from confit_export.export import finds_half
+    from confit_export.finish import finds_half
     from confit_runtime.enrollment import model_kind
 
     model = quote(str(out))

@@ -25,9 +25,10 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.speech_embedding import RECEPTIVE, SpeechEmbedding
 from confit_edge.probes.metrics import correct
 from confit_edge.runs import Run, run_corpus, weights_sha256, with_current_paths
-from confit_export import export, measure
-from confit_export.export import Exported, Quantisation, export_run
+from confit_export import job, measure
+from confit_export.export import Exported, export_run
 from confit_export.graph import assemble, count_macs, to_onnx
+from confit_export.job import Quantisation
 from confit_export.measure import compare_on_test, count_softer, share_fired
 from confit_export.model_file import load_provisional
 from confit_export.rooms import ROOMS, quiet_rooms
@@ -158,7 +159,7 @@ def test_an_inexact_graph_is_not_written(
                 tensor.CopyFrom(onnx.numpy_helper.from_array(1.01 * onnx.numpy_helper.to_array(tensor), tensor.name))
         return graph
 
-    monkeypatch.setattr(export, "to_onnx", converted)
+    monkeypatch.setattr(job, "to_onnx", converted)
     (tmp_path / ".words.onnx.0123abcd.partial").mkdir()  # what kill -9 leaves
     with pytest.raises(ConfitError, match="streaming differs from offline"):
         export_run(run, run_corpus, tmp_path / "words.onnx", quantize=False, say=quiet)
@@ -347,7 +348,7 @@ def test_counting_costs_of_a_quantised_graph_gives_the_same(models: dict[str, Mo
 @pytest.fixture
 def bad_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calibrates on what no sound leaves in a state: ranges a thousand times too wide."""
-    real = export.calibration_feeds
+    real = job.calibration_feeds
 
     def absurd(*arguments: Any) -> list[dict[str, Floats]]:
         return [
@@ -355,7 +356,7 @@ def bad_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
             for feed in real(*arguments)[:4]
         ]
 
-    monkeypatch.setattr(export, "calibration_feeds", absurd)
+    monkeypatch.setattr(job, "calibration_feeds", absurd)
 
 
 @pytest.mark.usefixtures("bad_calibration")

@@ -18,7 +18,7 @@ from confit_edge.encoders import pretrained
 from confit_edge.pairtune.session import train
 from confit_edge.recipe import Recipe
 from confit_edge.runs import Run
-from confit_export import export, thresholds
+from confit_export import finish, thresholds
 from confit_export.enrollment import cohort_rows, enrollment_prior, gallery_cohort, kind_of_run
 from confit_export.export import Exported, export_run
 from confit_export.thresholds import Setting, choose, strictest, validation_stream
@@ -153,7 +153,7 @@ def test_why_few_are_found_is_told(
     """Where lower thresholds would find more, at what cost; where none would, not that anything else fires."""
     loud = chosen_of(monkeypatch, [(0.34, 0)] * 12 + [(0.36, 1)] * 20)
     assert loud.report["found"] == 0
-    told = export._explain_low_recall(loud, load(tiny_model.build(tmp_path / "tiny.onnx")), run_corpus)
+    told = finish._explain_low_recall(loud, load(tiny_model.build(tmp_path / "tiny.onnx")), run_corpus)
     assert told.endswith("Lower thresholds let too much else through: at 0.2 it would hear 12, with 20 false accepts")
     monkeypatch.undo()
     said, hum = list[str](), 0.01 * np.sin(np.arange(16_000) / 50).astype(np.float32)

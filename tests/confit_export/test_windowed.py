@@ -14,7 +14,8 @@ from onnx import numpy_helper
 from confit_edge.pairtune.session import train
 from confit_edge.recipe import Recipe
 from confit_edge.runs import read_run, run_corpus
-from confit_export.export import Quantisation, export_run
+from confit_export.export import export_run
+from confit_export.job import Quantisation
 from confit_runtime import load
 
 RATE = 16_000
