@@ -5,24 +5,18 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from confit_edge import files, runs
-from confit_edge.data.clips import ClipProblem
-from confit_edge.data.corpus import Clips, Corpus, read_corpus
+from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.data.effects import SYNTHETIC
-from confit_edge.data.manifest import advice_on_background, sound_files
-from confit_edge.data.names import joined_labels_warning, misspelt_warnings
+from confit_edge.data.manifest import sound_files
 from confit_edge.data.others import WORDS
-from confit_edge.data.splits import single_label_warning, untested_warning
 from confit_edge.data.tables import check_utf8
 from confit_edge.encoders import is_folder, pretrained
 from confit_edge.encoders.base import Encoder
@@ -40,6 +34,15 @@ from confit_edge.pairtune.machine import (
     remarks_on_machine,
 )
 from confit_edge.pairtune.objectives import FineTune
+from confit_edge.pairtune.remarks import (
+    count_firing,
+    describe_data,
+    note,
+    note_other_window,
+    remarks,
+    report_left_out,
+    warn_about_unlabelled,
+)
 from confit_edge.pairtune.resuming import (
     agreed_started_training,
     check_out,
@@ -54,9 +57,7 @@ from confit_edge.probes.dual import DualProbe, dual_probe, score
 from confit_edge.probes.metrics import merit_name
 from confit_edge.progress import Watcher, ignore_event, report_probe_progress
 from confit_edge.recipe import Recipe
-from confit_runtime.data_warnings import data_warnings
 from confit_runtime.files import make_folder
-from confit_runtime.formatting import format_count, format_duration, format_list, format_quoted_list
 
 # with fewer than FEW training clips of classes that fire, SOUP_OF_FEW trainings are averaged
 FEW, SOUP_OF_FEW = 100, 4
@@ -126,7 +127,7 @@ def _train(
         if recipe.rooms and recipe.rooms != SYNTHETIC:
             sound_files(Path(recipe.rooms), "--rooms")  # before anything is decoded and probed
         encoder = pretrained(recipe.encoder, recipe.window, **recipe.encoder_options())
-        _note_other_window(encoder, recipe, notify)
+        note_other_window(encoder, recipe, notify)
         corpus = read_corpus(
             manifest,
             rate=encoder.sample_rate,
@@ -137,15 +138,15 @@ def _train(
     data = describe_data(manifest, corpus, encoder.sample_rate)
     report_left_out(corpus.problems, ranks, notify)
     for text in [*remarks(corpus, data), *remarks_on_machine(recipe.precision, ranks.device)]:
-        _note(notify, text)
+        note(notify, text)
     if teaching:
         with ranks.share_errors():
             teaching.check_corpus(corpus)
-        _warn_about_unlabelled(corpus, teaching, notify)
+        warn_about_unlabelled(corpus, teaching, notify)
     elif recipe.soup is None:
         recipe = replace(recipe, soup=trainings(recipe, corpus))
         if recipe.trainings > 1:
-            _note(notify, f"few training clips: averaging {recipe.trainings} trainings (--soup 1 for a single one)")
+            note(notify, f"few training clips: averaging {recipe.trainings} trainings (--soup 1 for a single one)")
     started = {
         "recipe": recipe.to_dict(),
         "fingerprint": corpus.fingerprint,
@@ -161,9 +162,9 @@ def _train(
         if before := agreed_started_training(out, ranks):
             check_same_training(out, before, started)
             if elsewhere := device_change_note(before, started):
-                _note(notify, elsewhere)
+                note(notify, elsewhere)
         else:
-            _note(notify, f"{out}: no training to resume there; starting a new one")
+            note(notify, f"{out}: no training to resume there; starting a new one")
     if finished:
         return None
     _check_trainable(encoder, corpus, recipe, teaching)
@@ -210,64 +211,6 @@ def _check_trainable(encoder: Encoder, corpus: Corpus, recipe: Recipe, teaching:
         pass  # prepare the training without running it
 
 
-def _note(notify: Watcher, text: str) -> None:
-    notify({"stage": "note", "text": text})
-
-
-def _note_other_window(encoder: Encoder, recipe: Recipe, notify: Watcher) -> None:
-    """Note where the encoder's window differs from what --window asks for."""
-    lasts_s = encoder.window / encoder.sample_rate
-    if recipe.window != Recipe.window and abs(lasts_s - recipe.window) > 0.05 * recipe.window:
-        nearest = f"{recipe.encoder} makes an embedding from {lasts_s:.2f} s, the nearest length that it supports"
-        _note(notify, f"--window {recipe.window:g}: {nearest}")
-
-
-def report_left_out(problems: list[ClipProblem], ranks: Ranks, notify: Watcher) -> None:
-    """Report the clips that any process left out: a clip may be damaged on one machine only."""
-    reported: list[dict[str, Any]] = []
-    for index, events in enumerate(ranks.gather_plain("clips left out", list(map(left_out_event, problems)))):
-        new = [event for event in events if event not in reported]
-        reported += new
-        for event in new:
-            notify({**event, "detail": f"on process {index}: {event['detail']}"} if index else event)
-
-
-def _warn_about_unlabelled(corpus: Corpus, teaching: TeachingRun, notify: Watcher) -> None:
-    """Warn where a student learns from the background that its thresholds are set on."""
-    if heard := teaching.recordings_of_thresholds(corpus):
-        _note(
-            notify,
-            f"warning: --unlabelled: thresholds are set on background in {format_quoted_list(list(map(str, heard)))}, and a"
-            " student that has learnt it looks too good there; give other sound",
-        )
-
-
-def remarks(corpus: Corpus, data: dict[str, Any]) -> Iterator[str]:
-    """Notes and warnings about the clips, for the user before training begins; `data` describes the clips."""
-    parts = (_counted(data, name) for name in ("train", "val", "test"))
-    named = f"{format_count(len(corpus.classes), 'class', 'classes')} ({format_quoted_list(corpus.classes)})"
-    yield "{}: {} for training, {} for validation, {} for testing".format(named, *parts)
-    if corpus.background_train:
-        learnt, kept = (format_duration(data[key]) for key in ("background_train_s", "background_val_s"))
-        which = format_list(corpus.background_kept, 4) or "the end of each recording"
-        yield f"background: {learnt} for training, {kept} for thresholds ({which})"
-    labels = Counter(label for clip in corpus.manifest.clips for label in clip.labels)
-    single_label = None if corpus.background_train else single_label_warning(corpus.manifest)
-    suspects = [joined_labels_warning(labels), untested_warning(corpus.manifest), single_label]
-    for suspect in [*misspelt_warnings(labels), *filter(None, suspects)]:
-        yield f"warning: {suspect}"
-    yield from corpus.notes
-    for caution in [*data_warnings(data), *filter(None, [advice_on_background(corpus.classes)])]:
-        yield f"warning: {caution}"
-    for one, other in corpus.contradictions():
-        yield f"warning: {one} and {other} are the same sound with different labels; remove the wrong one"
-
-
-def left_out_event(problem: ClipProblem) -> dict[str, Any]:
-    """The event that reports a clip or recording as left out."""
-    return {"stage": "problem", "path": str(problem.path), "kind": problem.kind, "detail": problem.detail}
-
-
 def resolved_recipe(recipe: Recipe, device: torch.device) -> Recipe:
     """The recipe with absolute paths, so that it holds from any folder, and with `auto` precision decided.
 
@@ -299,7 +242,7 @@ def trainings(recipe: Recipe, corpus: Corpus) -> int:
     (benchmarks/results/fewclips.json).
     """
     able = recipe.freeze != "all" and not recipe.lora_rank and not recipe.patience
-    return SOUP_OF_FEW if able and _count_firing(corpus.train, corpus)["clips"] < FEW else 1
+    return SOUP_OF_FEW if able and count_firing(corpus.train, corpus)["clips"] < FEW else 1
 
 
 def train_corpus(
@@ -425,39 +368,10 @@ def save(trained: Trained, corpus: Corpus, out: str | Path, notify: Watcher) -> 
         card=run_card(trained.info, trained.metrics),
     )
     learning, confusion = (out / "plots" / f"{name}.png" for name in ("learning", "confusion"))
-    with plots.report_failed_plot(learning, partial(_note, notify)):
+    with plots.report_failed_plot(learning, partial(note, notify)):
         learning.parent.mkdir(exist_ok=True)
         plots.learning_curves({trained.info.recipe["objective"]: trained.fitted.history}, learning)
     if len(corpus.test) and not corpus.multi_label:
         predicted = trained.probes.linear.scores(trained.probes.test_embeddings).argmax(axis=1)
-        with plots.report_failed_plot(confusion, partial(_note, notify)):
+        with plots.report_failed_plot(confusion, partial(note, notify)):
             plots.confusion_matrix(corpus.test.labels, predicted, corpus.classes, confusion)
-
-
-def describe_data(manifest: Path, corpus: Corpus, rate: int) -> dict[str, Any]:
-    """The description of the training data for `run.json`."""
-    splits = {"train": corpus.train, "val": corpus.val, "test": corpus.test}
-    return {
-        "manifest": str(manifest.resolve()),
-        "fingerprint": corpus.fingerprint,
-        **runs.sizes(corpus, rate),
-        "own": {name: _count_firing(clips, corpus) for name, clips in splits.items()},
-        "grouped": corpus.manifest.grouped,
-        "problems": dict(Counter(problem.kind for problem in corpus.problems)),
-        "repeated": corpus.repeated(),
-        "multi_label": corpus.multi_label,
-    }
-
-
-def _counted(data: dict[str, Any], split: str) -> str:
-    clips, groups, own = data["clips"][split], data["groups"][split], data["own"][split]
-    of_them = f" ({own['clips']} of classes that fire)" if own["clips"] < clips else ""
-    return f"{format_count(clips, 'clip')} of {format_count(groups, 'group')}{of_them}"
-
-
-def _count_firing(clips: Clips, corpus: Corpus) -> dict[str, int]:
-    """The number of clips, and of their groups, whose label fires: any label but the unknown class."""
-    unknown = corpus.unknown_column
-    fires = clips.targets if unknown is None else np.delete(clips.targets, unknown, axis=1)
-    rows = np.flatnonzero(fires.any(axis=1))
-    return {"clips": len(rows), "groups": len({clips.groups[row] for row in rows})}

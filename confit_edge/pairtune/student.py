@@ -16,8 +16,9 @@ from confit_edge.data.tables import check_utf8
 from confit_edge.encoders import pretrained
 from confit_edge.pairtune.distill import KEYS, Lesson, TeachingRun
 from confit_edge.pairtune.distributed import join
+from confit_edge.pairtune.remarks import report_left_out
 from confit_edge.pairtune.resuming import check_out, lock_run
-from confit_edge.pairtune.session import Trained, absolute, report_left_out, resolved_recipe, train
+from confit_edge.pairtune.session import Trained, absolute, resolved_recipe, train
 from confit_edge.progress import Watcher, ignore_event
 from confit_edge.recipe import Recipe
 from confit_runtime.errors import UsageError

@@ -24,12 +24,11 @@ from confit_edge.card import run_card
 from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.encoders import encoder_label, pretrained
 from confit_edge.encoders.embedding import embed_clips
+from confit_edge.pairtune.remarks import describe_data, remarks
 from confit_edge.pairtune.resuming import check_same_training
 from confit_edge.pairtune.session import (
     FEW,
     SOUP_OF_FEW,
-    describe_data,
-    remarks,
     resolved_recipe,
     train,
     train_corpus,
