@@ -18,7 +18,7 @@ from confit_runtime import Match
 from confit_runtime.audio import load_clip
 from tests import tiny_model
 from tests.cli.command import Confit
-from tests.cli.test_cli_device import run
+from tests.cli.device import run
 from tests.tiny_model import tone
 
 RATE = 16_000

@@ -17,7 +17,8 @@ from confit_runtime.bench import call_latency, fresh_process, live_rtf, lowest_r
 from confit_runtime.errors import ConfitError
 from confit_runtime.gemm import Rates, measure_rates, product, saturates
 from confit_runtime.memory import peak_bytes
-from tests.cli.test_cli_device import COMMAND, environment
+from tests.cli.command import COMMAND
+from tests.cli.device import environment
 
 RNG = np.random.default_rng(0)
 
