@@ -70,22 +70,22 @@ InputStream, _initialize, _terminate = portaudio.InputStream, portaudio._initial
 
 def on_a_terminal(home: Path, env: dict[str, str], *arguments: str) -> tuple[str, str]:
     """What a command says on a terminal behind stderr, and its stdout."""
-    ours, theirs = pty.openpty()
+    controller, terminal = pty.openpty()
     done = subprocess.run(
         [*COMMAND, *arguments],
         cwd=home,
         env={**env, "COLUMNS": "120", "LINES": "30", "TERM": "xterm"},
         stdout=subprocess.PIPE,
-        stderr=theirs,
+        stderr=terminal,
         text=True,
         timeout=60,
         check=False,
     )
-    os.close(theirs)
-    said = b""
+    os.close(terminal)
+    output = b""
     with contextlib.suppress(OSError):  # at its end
-        while part := os.read(ours, 100_000):
-            said += part
-    os.close(ours)
-    assert done.returncode in (0, 1), said
-    return said.decode(), done.stdout
+        while part := os.read(controller, 100_000):
+            output += part
+    os.close(controller)
+    assert done.returncode in (0, 1), output
+    return output.decode(), done.stdout

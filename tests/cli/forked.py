@@ -101,14 +101,14 @@ class Loaded:
         return subprocess.CompletedProcess(process.args, process.wait(), out, err)
 
     def _begin(self) -> socket.socket:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parent, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.process = subprocess.Popen(
-            [sys.executable, "-P", __file__, str(theirs.fileno()), *self.modules],
-            pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            [sys.executable, "-P", __file__, str(child.fileno()), *self.modules],
+            pass_fds=[child.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             env={**os.environ, **self.environment, "PYTHONPATH": os.pathsep.join(PATHS)},
         )  # fmt: skip
-        theirs.close()
-        return ours
+        child.close()
+        return parent
 
 
 # for the verbs that need no torch

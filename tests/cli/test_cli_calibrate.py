@@ -195,14 +195,14 @@ def test_hours_in_which_little_sounds_allow_nothing(confit: Confit, model: Path,
 
 
 def test_labels_calibrated_apart_listen_together(confit: Confit, sounds: Path, model: Path) -> None:
-    target, apart = ("--negatives", sounds / "negatives", "--target-fa-per-hour", 20), []
+    target, separate_thresholds = ("--negatives", sounds / "negatives", "--target-fa-per-hour", 20), []
     for name, label in (("alarm", "low"), ("words", "mid")):
-        apart.append(model.parent / f"{name}.onnx")
-        assert confit("calibrate", model, *target, "--only", label, "--bake", apart[-1])[0] == 0
-    code, out, err = confit("listen", *apart, "--source", sounds / "labelled" / "kitchen.wav", "--json")
+        separate_thresholds.append(model.parent / f"{name}.onnx")
+        assert confit("calibrate", model, *target, "--only", label, "--bake", separate_thresholds[-1])[0] == 0
+    code, out, err = confit("listen", *separate_thresholds, "--source", sounds / "labelled" / "kitchen.wav", "--json")
     assert code == 0, err
-    heard = [json.loads(line) for line in out.splitlines()]
-    assert [(one["model"], one["label"]) for one in heard if one["type"] == "detection"] == [
+    events = [json.loads(line) for line in out.splitlines()]
+    assert [(one["model"], one["label"]) for one in events if one["type"] == "detection"] == [
         ("alarm", "low"),
         ("words", "mid"),
     ]
@@ -251,7 +251,7 @@ def test_only_some_labels_fire(confit: Confit, sounds: Path, model: Path) -> Non
     assert code == 0, err
     events = [json.loads(line) for line in out.splitlines()]
     assert [event["label"] for event in events if event["type"] == "detection"] == ["mid"]
-    for label, told in (
+    for label, expected in (
         ("parrot", "is not a label of tiny (labels that fire: low, mid, high)"),
         ("Lowe", "is not a label of tiny (labels that fire: low, mid, high); did you mean 'low'?"),
         (
@@ -260,7 +260,7 @@ def test_only_some_labels_fire(confit: Confit, sounds: Path, model: Path) -> Non
         ),
     ):
         code, _, err = confit("calibrate", model, *target, "--only", label)
-        assert (code, err) == (2, f"confit-edge: --only {label}: {told}\n")
+        assert (code, err) == (2, f"confit-edge: --only {label}: {expected}\n")
 
 
 @pytest.mark.parametrize(
@@ -299,14 +299,14 @@ def test_labelled_recordings_are_scored(confit: Confit, sounds: Path, model: Pat
     assert report["hours"] == pytest.approx((8.3 + 20) / 3600, abs=1e-4)
     assert report["false_accepts"] == 1
     assert report["fired_for"] == [{"heard": "high", "was": "parrot", "times": 1}]
-    kitchen, (falsely,) = str(sounds / "labelled" / "kitchen.wav"), report["heard_falsely"]
-    assert (falsely["file"], falsely["label"], falsely["was"]) == (kitchen, "high", "parrot")
-    assert 7.9 < falsely["start_s"] < falsely["end_s"] < 8.5
-    assert 0.6 <= falsely["score"] <= 1
+    kitchen, (false_accept,) = str(sounds / "labelled" / "kitchen.wav"), report["heard_falsely"]
+    assert (false_accept["file"], false_accept["label"], false_accept["was"]) == (kitchen, "high", "parrot")
+    assert 7.9 < false_accept["start_s"] < false_accept["end_s"] < 8.5
+    assert 0.6 <= false_accept["score"] <= 1
     assert report["not_heard"] == [{"file": kitchen, "start_s": 6.5, "end_s": 6.8, "label": "low"}]
     _, out, _ = confit("evaluate", model, sounds / labelled)
-    heard, missed = out.split("\n\nfalse accepts\n")[1].split("\n\nmissed sounds\n")
-    assert f"  {kitchen}  {falsely['start_s']:.2f} to {falsely['end_s']:.2f} s  high (" in heard
+    false_accepts, missed = out.split("\n\nfalse accepts\n")[1].split("\n\nmissed sounds\n")
+    assert f"  {kitchen}  {false_accept['start_s']:.2f} to {false_accept['end_s']:.2f} s  high (" in false_accepts
     assert missed == f"  {kitchen}  6.50 to 6.80 s  low\n"
     low, high = report["fa_per_hour_interval"]
     assert low < report["fa_per_hour"] < high
@@ -434,7 +434,7 @@ def test_of_a_manifest_with_splits_the_clips_of_test_are_heard(
 ) -> None:
     manifest = tmp_path / "m.csv"
     options = ("--negatives", sounds / "negatives", "--target-fa-per-hour", 20, "--positives", manifest, "--json")
-    for of_two, clips, missed, told in (
+    for of_two, clips, missed, expected in (
         (
             "test",
             2,
@@ -461,7 +461,7 @@ def test_of_a_manifest_with_splits_the_clips_of_test_are_heard(
         assert code == 0, err
         report = json.loads(out)
         assert (report["clips"], report["frr"]) == (clips, missed)
-        assert f"{manifest}: {told}" in err
+        assert f"{manifest}: {expected}" in err
     rows = [
         f"{sounds / 'clips' / 'low' / '0.wav'},{label},{split}\n" for label, split in (("low", "test"), ("high", "val"))
     ]
@@ -532,8 +532,8 @@ def test_a_bare_threshold_does_not_bring_back_what_was_set_never_to_fire(
     for more, labels in ((), ["low"]), (("--threshold", "mid=0.5"), ["low", "mid"]):
         options = ("--threshold", "0.5", *more, "--json")
         out = confit("listen", model, "--source", sounds / "labelled" / "kitchen.wav", *options)[1]
-        heard = [json.loads(line) for line in out.splitlines()]
-        assert [one["label"] for one in heard if one["type"] == "detection"] == labels
+        events = [json.loads(line) for line in out.splitlines()]
+        assert [one["label"] for one in events if one["type"] == "detection"] == labels
         report = json.loads(confit("evaluate", model, sounds / "labelled", *options)[1])
         assert report["never_fire"] == ({} if more else {"mid": 1})
 
@@ -559,8 +559,8 @@ def test_a_recording_that_breaks_off_is_left_out_and_the_others_are_told(
 ) -> None:
     for name in ("kitchen.wav", "kitchen.txt"):
         shutil.copy(sounds / "labelled" / name, tmp_path)
-    whole = json.loads(confit("evaluate", model, tmp_path, "--json")[1])
-    assert whole["failed"] == 0
+    full_report = json.loads(confit("evaluate", model, tmp_path, "--json")[1])
+    assert full_report["failed"] == 0
     damaged = tmp_path / "a.flac"
     soundfile.write(damaged, hiss(20, 11), RATE)
     damaged.write_bytes(damaged.read_bytes()[:-9000])
@@ -569,7 +569,7 @@ def test_a_recording_that_breaks_off_is_left_out_and_the_others_are_told(
     assert (code, one["type"], one["clip"]) == (1, "failed", str(damaged))
     assert one["error"].startswith(f"{damaged}: cannot be read as sound (")
     assert f"confit-edge: {one['error']}\n" in err
-    assert report == {**whole, "failed": 1}
+    assert report == {**full_report, "failed": 1}
     code, out, _ = confit("evaluate", model, tmp_path)
     assert code == 1
     assert "\nincomplete: 1 of 2 recordings could not be read; the figures leave them out\n" in out
@@ -579,8 +579,8 @@ def test_a_recording_that_breaks_off_is_left_out_and_the_others_are_told(
     code, out, err = confit("evaluate", model, damaged, "--json")
     again, report = map(json.loads, out.splitlines())
     assert (code, again, err) == (1, one, f"confit-edge: {one['error']}\n")
-    told = {key: report[key] for key in ("type", "failed", "recordings", "hours", "false_accepts", "false_rejects")}
-    assert told == {
+    counts = {key: report[key] for key in ("type", "failed", "recordings", "hours", "false_accepts", "false_rejects")}
+    assert counts == {
         "type": "summary", "failed": 1, "recordings": 0, "hours": 0, "false_accepts": 0, "false_rejects": {"sounds": 0}
     }  # fmt: skip
     assert report["fa_per_hour"] is report["fa_per_hour_interval"] is None
@@ -645,8 +645,8 @@ def test_each_recording_and_each_sound_counts_once(confit: Confit, sounds: Path,
     assert (report["false_rejects"]["missed"], report["fired_for"][0]["was"]) == (0, "parrot")
     table.write_text(f"{head}kitchen.wav,2.0,2.3,mid\n../ev/kitchen.wav,2,2.30,low\n", encoding="utf-8")
     code, out, err = confit("evaluate", model, table)
-    told = f"{table}: low from 2 s to 2.3 s of {kitchen} is listed twice: keep one of the two"
-    assert (code, out, err) == (1, "", f"confit-edge: {told}\n")
+    message = f"{table}: low from 2 s to 2.3 s of {kitchen} is listed twice: keep one of the two"
+    assert (code, out, err) == (1, "", f"confit-edge: {message}\n")
     shutil.copy(kitchen, tmp_path / "ev" / "copy.wav")
     table.write_text(f"{head}copy.wav,2.0,2.3,low\n", encoding="utf-8")
     code, out, err = confit("evaluate", model, table)
@@ -679,9 +679,9 @@ def test_labels_that_are_set_never_to_fire_are_told_and_not_missed(confit: Confi
     report = json.loads(confit("evaluate", model, sounds / "labels.csv", "--json")[1])
     assert (report["by_label"].keys(), report["never_fire"]) == ({"mid"}, {"low": 2})
     assert report["false_rejects"]["missed"] == 0
-    told = report["thresholds_of"]
-    assert (told["from"], told["file"], told["made"]) == ("device file", str(path), today)
-    assert told["target_fa_per_hour"] == 20 > told["fa_per_hour_bound"]
+    thresholds = report["thresholds_of"]
+    assert (thresholds["from"], thresholds["file"], thresholds["made"]) == ("device file", str(path), today)
+    assert thresholds["target_fa_per_hour"] == 20 > thresholds["fa_per_hour_bound"]
     path.unlink()
     baked = model.parent / "baked.onnx"
     assert confit("calibrate", model, *arguments, "--bake", baked)[0] == 0
@@ -774,9 +774,9 @@ def test_inspect_tells_the_thresholds_that_are_used(confit: Confit, sounds: Path
     listened = confit("listen", model, "--source", sounds / "negatives")[2]
     assert f"tiny: thresholds from {path}, made on {today}, for " in listened
     assert "thresholds from" not in confit("listen", model, "--source", sounds / "negatives", "--threshold", "0.5")[2]
-    told = json.loads(confit("inspect", model, "--no-measure", "--json")[1])
-    assert told["device_file"] == str(model.with_suffix(".device.json"))
-    assert told["contract"]["thresholds"]["mid"]["on"] < 1
+    described = json.loads(confit("inspect", model, "--no-measure", "--json")[1])
+    assert described["device_file"] == str(model.with_suffix(".device.json"))
+    assert described["contract"]["thresholds"]["mid"]["on"] < 1
     path.write_text(json.dumps({**json.loads(path.read_text()), "report": {}}), encoding="utf-8")
     out = confit("inspect", model, "--no-measure")[1]
     assert f"thresholds from  {path} of {today}: no calibration report" in out

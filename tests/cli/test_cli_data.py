@@ -104,23 +104,23 @@ def test_split_writes_a_manifest_that_is_read_back(folder: Path) -> None:
     over = run("split", out, "-o", folder / "again.csv", cache=folder / "cache")
     assert over.returncode == 0, over.stderr  # what it wrote itself it writes anew
 
-    anew = run("split", out, "-o", folder / "anew.csv", "--anew", "--fractions", "50/50/0", cache=folder / "cache")
-    assert anew.returncode == 0, anew.stderr
-    assert "test 0" in anew.stdout
-    assert "to split them 50/50/0: the shares are 67/33/0" in anew.stderr
+    replaced = run("split", out, "-o", folder / "anew.csv", "--anew", "--fractions", "50/50/0", cache=folder / "cache")
+    assert replaced.returncode == 0, replaced.stderr
+    assert "test 0" in replaced.stdout
+    assert "to split them 50/50/0: the shares are 67/33/0" in replaced.stderr
 
 
 def shown_at_a_terminal(*arguments: str | Path, cache: Path) -> str:
     """What a terminal on stderr is sent."""
-    ours, theirs = pty.openpty()
+    controller, terminal = pty.openpty()
     environment = {**os.environ, "CONFIT_EDGE_CACHE": str(cache), "TERM": "xterm", "COLUMNS": "80"}
     command, shown = [*COMMAND, "data", *map(str, arguments)], b""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
-        os.close(theirs)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=terminal, env=environment) as process:
+        os.close(terminal)
         with suppress(OSError):  # once nobody can write any more
-            while part := os.read(ours, 4096):
+            while part := os.read(controller, 4096):
                 shown += part
-    os.close(ours)
+    os.close(controller)
     assert process.returncode == 0, shown
     return shown.decode()
 
@@ -358,8 +358,8 @@ def test_where_the_disk_is_full_cut_names_the_folder_that_was_asked_for(
     with files_of_at_most(100_000):  # which a process begun here has, too
         command = [*COMMAND, "data", "cut", "field/calls.csv", *places.split()]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    said = f"confit-edge: {places.split()[-1]}: cannot be written (System error.): is the disk full?\n"
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+    expected_error = f"confit-edge: {places.split()[-1]}: cannot be written (System error.): is the disk full?\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", expected_error)
     assert [path.name for path in field.iterdir()] == ["field"]
 
 
@@ -367,9 +367,9 @@ def test_cut_joins_the_labels_of_what_overlaps(field: Path) -> None:
     out, table = field / "clips", field / "field" / "dusk.wav"
     done = run("cut", table, "-o", out, "--json", cache=field / "cache")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert (told["type"], told["column"], told["joined"], told["short"]) == ("cut", "labels", 1, 1)
-    assert told["by_label"] == {"crow": 1, "owl": 2}
+    report = json.loads(done.stdout)
+    assert (report["type"], report["column"], report["joined"], report["short"]) == ("cut", "labels", 1, 1)
+    assert report["by_label"] == {"crow": 1, "owl": 2}
     made = read_manifest(out / "manifest.csv")
     assert [(clip.labels, clip.group) for clip in made.clips] == [(("crow", "owl"), "dusk"), (("owl",), "dusk")]
     as_folder = run("check", out, cache=field / "cache")  # the names of folders would be no labels

@@ -61,7 +61,9 @@ def test_a_student_is_a_run_like_any_other(
     assert "epoch 1/1: loss" in err
     shown = [line.split("  ")[0] for line in out.splitlines()]
     assert shown == [
-        f"{who}, {probe} probe" for who in ("frozen encoder", "teacher", "trained") for probe in ("linear", "kNN")
+        f"{encoder}, {probe} probe"
+        for encoder in ("frozen encoder", "teacher", "trained")
+        for probe in ("linear", "kNN")
     ]
     info = json.loads((student / "run.json").read_text())
     assert info["encoder"]["family"] == "speech_embedding"
@@ -174,8 +176,8 @@ def test_bad_input_is_refused_on_one_line(
         found, printed, err = confit("distill", *arguments, *out)
         assert (found, printed) == (code, ""), (arguments, err)
         *notes, line = err.splitlines()
-        told = ("--unlabelled sound", " for validation, ", " min for thresholds", "warning: ")
-        assert all(any(part in note for part in told) for note in notes)
+        messages = ("--unlabelled sound", " for validation, ", " min for thresholds", "warning: ")
+        assert all(any(part in note for part in messages) for note in notes)
         assert line.startswith("confit-edge: ")
         assert all(name in line for name in named), (arguments, err)
     assert not (tmp_path / "student").exists()

@@ -109,8 +109,8 @@ def test_only_one_speaker_is_listened_to(clips: Path, tmp_path: Path) -> None:
     assert run(tmp_path, "enroll", "speakers", "lily", *given).returncode == 0
     listen = ("listen", "digits", "--source", str(clips / "scene.flac"), "--gallery", "gallery.db")
     voices = ("--speaker-model", "speakers")
-    heard = lines(run(tmp_path, *listen, *voices, "--json"))
-    assert [(line["label"], line["speaker"]) for line in heard[:-1]] == [("one", None), ("seven", None)]
+    detections = lines(run(tmp_path, *listen, *voices, "--json"))
+    assert [(line["label"], line["speaker"]) for line in detections[:-1]] == [("one", None), ("seven", None)]
     (summary,) = lines(run(tmp_path, *listen, *voices, "--only", "lily", "--json"))
     assert summary["by_model"] == {"digits": {"detections": {}, "withheld": {"one": 1, "seven": 1}}}
     silent = run(tmp_path, *listen, *voices, "--only", "lily")
@@ -138,7 +138,7 @@ def test_commands_are_told_only_from_the_family_and_alarms_from_anybody(clips: P
         "eight, five, four, nine, one, seven, six, three, two, zero (digits)",
         "low, mid, high (ala\N{LATIN SMALL LETTER R WITH CARON}m)",
     )
-    for only, told, of_digits, of_alarms in (
+    for only, expected_names, of_digits, of_alarms in (
         ("digits:lily", "from anybody", {}, True),
         ("lily", "only from lily", {}, False),
         ("alar\N{COMBINING CARON}m:lily", "only from lily", {"one": 1, "seven": 1}, False),
@@ -148,7 +148,7 @@ def test_commands_are_told_only_from_the_family_and_alarms_from_anybody(clips: P
         first, second = (one["detections"] for one in lines(done)[-1]["by_model"].values())
         assert (first, "low" in second) == (of_digits, of_alarms)
         from_whom = "from anybody" if of_digits else "only from lily"
-        assert done.stderr == f"reporting: {digits} {from_whom}; {alarms} {told}\n"
+        assert done.stderr == f"reporting: {digits} {from_whom}; {alarms} {expected_names}\n"
     done = run(tmp_path, *listen, *voices, "--only", "bells:lily")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "what stands before a colon must be a model: digits, ala\N{LATIN SMALL LETTER R WITH CARON}m" in done.stderr
@@ -161,12 +161,14 @@ def test_who_speaks_is_told_without_a_keyword(clips: Path, tmp_path: Path) -> No
     pause = np.zeros(RATE, np.float32)
     spoken = [load_clip(clips / f"{voice}-3.flac", RATE) for voice in ("am_santa", "bf_lily", "zf_xiaoyi")]
     soundfile.write(tmp_path / "family.flac", np.concatenate([pause, spoken[0], pause, *spoken[1:]]), RATE)
-    began, ended = (1.0 + len(spoken[0]) / RATE + 1.0 + seconds for seconds in (0.0, len(spoken[1]) / RATE))
+    start_s, end_s = (1.0 + len(spoken[0]) / RATE + 1.0 + seconds for seconds in (0.0, len(spoken[1]) / RATE))
     for models in (("speakers",), ("digits", "speakers")):
-        told = lines(run(tmp_path, "listen", *models, "--source", "family.flac", "--gallery", "family.db", "--json"))
-        named = [line for line in told if line["type"] == "detection" and line["model"] == "speakers"]
+        detections = lines(
+            run(tmp_path, "listen", *models, "--source", "family.flac", "--gallery", "family.db", "--json")
+        )
+        named = [line for line in detections if line["type"] == "detection" and line["model"] == "speakers"]
         assert {line["label"] for line in named} == {"lily"}
-        assert all(began - 0.5 < line["start_s"] < ended for line in named)
+        assert all(start_s - 0.5 < line["start_s"] < end_s for line in named)
 
 
 def test_galleries_travel_and_are_made_anew_for_another_model(clips: Path, tmp_path: Path) -> None:
@@ -196,32 +198,32 @@ def words(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, confit: 
     return tmp_path
 
 
-def word(what: str, voice: str) -> Path:
-    return DATA / "words" / what / f"{voice}.ogg"
+def word(label: str, voice: str) -> Path:
+    return DATA / "words" / label / f"{voice}.ogg"
 
 
 def test_why_an_answer_is_unknown_is_said(words: Path, confit: Confit) -> None:
     asked, house = "again.flac", ("--gallery", "words.db")
-    heard = load_clip(word("bed", "am_santa"), RATE)  # what marvin was enrolled from, with a little hiss
-    soundfile.write(asked, heard + 1e-4 * np.random.default_rng(0).standard_normal(len(heard)), RATE)
-    _, told, _ = confit("identify", "digits", word("house", "zm_yunyang"), *house)
-    assert "unknown  (nearest marvin " in told
-    assert ", needs " in told or ", but strangers" in told
+    pcm = load_clip(word("bed", "am_santa"), RATE)  # what marvin was enrolled from, with a little hiss
+    soundfile.write(asked, pcm + 1e-4 * np.random.default_rng(0).standard_normal(len(pcm)), RATE)
+    _, out, _ = confit("identify", "digits", word("house", "zm_yunyang"), *house)
+    assert "unknown  (nearest marvin " in out
+    assert ", needs " in out or ", but strangers" in out
     assert confit("enroll", "digits", "marvin", asked, "--negative", *house)[0] == 0
-    _, told, _ = confit("identify", "digits", asked, *house)
-    assert told == f"{asked}  unknown  (nearest marvin 1.00, but a negative print of marvin is nearer)\n"
-    status, told, _ = confit("verify", "digits", "marvin", asked, *house)
-    assert (status, told) == (1, f"{asked}  is not marvin  1.00  (but a negative print of marvin is nearer)\n")
-    _, told, _ = confit("identify", "digits", asked, *house, "--json")
-    match = json.loads(told.splitlines()[0])
+    _, out, _ = confit("identify", "digits", asked, *house)
+    assert out == f"{asked}  unknown  (nearest marvin 1.00, but a negative print of marvin is nearer)\n"
+    status, out, _ = confit("verify", "digits", "marvin", asked, *house)
+    assert (status, out) == (1, f"{asked}  is not marvin  1.00  (but a negative print of marvin is nearer)\n")
+    _, out, _ = confit("identify", "digits", asked, *house, "--json")
+    match = json.loads(out.splitlines()[0])
     assert (match["name"], match["reason"], match["nearest"]) == (None, "negative", "marvin")
 
 
 def test_what_is_no_voice_is_told_of(clips: Path, words: Path, confit: Confit) -> None:
     time = np.arange(12 * RATE) / RATE
     soundfile.write("hum.flac", 0.3 * np.sin(2 * np.pi * 200 * time) * (time % 1 < 0.7), RATE)
-    _, _, said = confit("enroll", "speakers", "hum", "hum.flac")
-    assert "warning: hum.flac: to speakers it is partly more like a hum or a knock than like any voice" in said
+    _, _, err = confit("enroll", "speakers", "hum", "hum.flac")
+    assert "warning: hum.flac: to speakers it is partly more like a hum or a knock than like any voice" in err
     for voice in ("am_santa", "bf_lily", "zf_xiaoyi"):
         given = [clips / f"{voice}-{at}.flac" for at in range(4)]
         assert "than like any voice" not in confit("enroll", "speakers", voice, *given)[2]
@@ -229,60 +231,60 @@ def test_what_is_no_voice_is_told_of(clips: Path, words: Path, confit: Confit) -
 
 def test_what_spoils_a_name_is_told_when_it_is_enrolled(clips: Path, words: Path, confit: Confit) -> None:
     own, other = ([clips / f"{voice}-{at}.flac" for at in range(4)] for voice in ("am_santa", "zf_xiaoyi"))
-    status, _, said = confit("enroll", "speakers", "santa", *own[:3])
-    assert (status, "warning" in said) == (0, False)
-    status, _, said = confit("enroll", "speakers", "santa", other[0])
+    status, _, err = confit("enroll", "speakers", "santa", *own[:3])
+    assert (status, "warning" in err) == (0, False)
+    status, _, err = confit("enroll", "speakers", "santa", other[0])
     assert status == 0
-    odd = [line for line in said.splitlines() if line.startswith("warning: ")]
+    odd = [line for line in err.splitlines() if line.startswith("warning: ")]
     assert len(odd) == 1  # however many prints the clip gives
     assert all(line.startswith(f"warning: {other[0]}: is unlike the rest of santa (similarity 0.") for line in odd)
-    said = confit("enroll", "speakers", "two", own[0], other[0], "--gallery", "two.db")[2]
-    assert "warning: the two prints of two are unlike each other (similarity 0." in said
+    err = confit("enroll", "speakers", "two", own[0], other[0], "--gallery", "two.db")[2]
+    assert "warning: the two prints of two are unlike each other (similarity 0." in err
     assert confit("enroll", "speakers", "nick", *own[2:], "--gallery", "one.db")[0] == 0
-    status, _, said = confit("enroll", "speakers", "claus", *own[:2], "--gallery", "one.db")
+    status, _, err = confit("enroll", "speakers", "claus", *own[:2], "--gallery", "one.db")
     assert status == 0
-    assert "prints are recognised as 'nick', which is enrolled: is it the same?" in said
+    assert "prints are recognised as 'nick', which is enrolled: is it the same?" in err
 
 
 def test_a_clip_of_hardly_more_than_the_room_is_told_of(words: Path, confit: Confit) -> None:
     rng = np.random.default_rng(0)
     soundfile.write("room.flac", 3e-3 * rng.standard_normal(4 * RATE), RATE)
-    status, _, said = confit("enroll", "digits", "nothing", "room.flac", "--gallery", "words.db")
+    status, _, err = confit("enroll", "digits", "nothing", "room.flac", "--gallery", "words.db")
     assert status == 0
-    assert "warning: room.flac: to digits it is almost like a quiet room" in said
-    status, _, said = confit("enroll", "digits", "bed", word("bed", "bf_lily"), "--gallery", "words.db")
-    assert (status, "quiet room" in said) == (0, False)
+    assert "warning: room.flac: to digits it is almost like a quiet room" in err
+    status, _, err = confit("enroll", "digits", "bed", word("bed", "bf_lily"), "--gallery", "words.db")
+    assert (status, "quiet room" in err) == (0, False)
 
 
 def test_what_a_model_of_words_cannot_tell_from_a_beep_is_told_of(words: Path, confit: Confit) -> None:
     time = np.arange(RATE) / RATE
     soundfile.write("bell.flac", 0.4 * np.sin(2 * np.pi * 880 * time) * np.exp(-3 * time), RATE)
-    status, _, said = confit("enroll", "digits", "bell", "bell.flac", "--gallery", "house.db")
+    status, _, err = confit("enroll", "digits", "bell", "bell.flac", "--gallery", "house.db")
     assert status == 0
-    assert "warning: bell.flac: to digits it is much like any beep, hum or knock (similarity 0.9" in said
+    assert "warning: bell.flac: to digits it is much like any beep, hum or knock (similarity 0.9" in err
     given = [word(what, "bf_lily") for what in ("bed", "house", "marvin")]
     assert "like any beep" not in confit("enroll", "digits", "words", *given, "--gallery", "words2.db")[2]
 
 
 def test_a_clip_of_many_sounds_is_told_of(words: Path, confit: Confit) -> None:
     pause, said_once = np.zeros(RATE, np.float32), load_clip(word("bed", "bf_lily"), RATE)
-    for count, told in ((5, False), (6, True)):
+    for count, warned in ((5, False), (6, True)):
         soundfile.write(f"{count}.flac", np.concatenate([pause, *[said_once, pause] * count]), RATE)
-        said = confit("enroll", "digits", f"bed {count}", f"{count}.flac", "--gallery", f"{count}.db")[2]
-        assert (f"warning: {count}.flac: holds {count} sounds separated by pauses" in said) == told
+        err = confit("enroll", "digits", f"bed {count}", f"{count}.flac", "--gallery", f"{count}.db")[2]
+        assert (f"warning: {count}.flac: holds {count} sounds separated by pauses" in err) == warned
 
 
 def test_negatives_that_silence_the_name_itself_are_told_of(words: Path, confit: Confit) -> None:
     house = ("--gallery", "deaf.db")
     voices = ("am_santa", "bf_lily", "zf_xiaoyi")
     assert confit("enroll", "digits", "marvin", *(word("marvin", voice) for voice in voices), *house)[0] == 0
-    _, _, said = confit("enroll", "digits", "marvin", word("bed", "bf_lily"), "--negative", *house)
-    assert "warning" not in said
+    _, _, err = confit("enroll", "digits", "marvin", word("bed", "bf_lily"), "--negative", *house)
+    assert "warning" not in err
     hissing = load_clip(word("marvin", "bf_lily"), RATE)
     soundfile.write("own.flac", hissing + 1e-3 * np.random.default_rng(0).standard_normal(len(hissing)), RATE)
-    _, _, said = confit("enroll", "digits", "marvin", "own.flac", "--negative", *house)
-    assert re.search(r"warning: [123] of the 3 prints of marvin ", said)
-    assert "are nearer to its negative prints than to its other prints" in said
+    _, _, err = confit("enroll", "digits", "marvin", "own.flac", "--negative", *house)
+    assert re.search(r"warning: [123] of the 3 prints of marvin ", err)
+    assert "are nearer to its negative prints than to its other prints" in err
 
 
 def test_accents_of_names_are_the_same_however_they_are_spelt(clips: Path, words: Path, confit: Confit) -> None:
@@ -298,10 +300,10 @@ def test_accents_of_names_are_the_same_however_they_are_spelt(clips: Path, words
         "--speaker-model",
         "speakers",
     )
-    status, _, said = confit(*listen, "--only", "Zoe\u0308", "--threshold", "Zoe\u0308=0.5")
-    assert status == 0, said
-    status, _, said = confit(*listen, "--threshold", "Zoe=0.5")
-    assert (status, "'Zoe' is neither a label nor an enrolled name" in said) == (2, True)
+    status, _, err = confit(*listen, "--only", "Zoe\u0308", "--threshold", "Zoe\u0308=0.5")
+    assert status == 0, err
+    status, _, err = confit(*listen, "--threshold", "Zoe=0.5")
+    assert (status, "'Zoe' is neither a label nor an enrolled name" in err) == (2, True)
 
 
 def test_a_score_that_looks_like_what_is_needed_is_said_to_be_below_it() -> None:
@@ -311,22 +313,22 @@ def test_a_score_that_looks_like_what_is_needed_is_said_to_be_below_it() -> None
 
 def test_the_same_clip_counts_once(clips: Path, words: Path, confit: Confit) -> None:
     short = clips / "am_santa-0.flac"  # too little alone
-    status, _, said = confit("enroll", "speakers", "santa", *[short] * 6)
+    status, _, err = confit("enroll", "speakers", "santa", *[short] * 6)
     assert status == 1
-    assert "these clips hold" in said
+    assert "these clips hold" in err
     given = [clips / f"am_santa-{at}.flac" for at in range(3)]
-    _, told, _ = confit("enroll", "speakers", "santa", *given, "--json")
+    _, out, _ = confit("enroll", "speakers", "santa", *given, "--json")
     _, listed, _ = confit("gallery", "list")
-    _, again, said = confit("enroll", "speakers", "santa", *given, "--json")
-    prints = json.loads(told)["prints"]
+    _, again, err = confit("enroll", "speakers", "santa", *given, "--json")
+    prints = json.loads(out)["prints"]
     assert (json.loads(again)["prints"], json.loads(again)["left_out"], json.loads(again)["voiced_s"]) == (
         0,
         prints,
         0.0,
     )
-    assert f"{prints} prints left out: already enrolled as santa" in said
-    status, _, said = confit("enroll", "speakers", "santa", *given[:2], "--negative")
-    assert (status, f"a sound of {given[0]}, {given[1]} is already enrolled as 'santa'" in said) == (2, True)
+    assert f"{prints} prints left out: already enrolled as santa" in err
+    status, _, err = confit("enroll", "speakers", "santa", *given[:2], "--negative")
+    assert (status, f"a sound of {given[0]}, {given[1]} is already enrolled as 'santa'" in err) == (2, True)
     assert confit("gallery", "list")[1] == listed
 
 
@@ -334,10 +336,10 @@ def test_all_clips_that_cannot_be_used_are_named(clips: Path, words: Path, confi
     soundfile.write(words / "silent.wav", np.zeros(RATE), RATE)
     (words / "text.wav").write_text("no sound")
     bad = ["silent.wav", "text.wav"]
-    status, told, said = confit("enroll", "speakers", "santa", clips / "am_santa-0.flac", *bad)
-    assert (status, told) == (1, "")
-    assert [line.split(": ")[1] for line in said.splitlines()[:2]] == bad
-    assert said.splitlines()[2] == "confit-edge: 2 of 3 clips cannot be used; nothing was written"
+    status, out, err = confit("enroll", "speakers", "santa", clips / "am_santa-0.flac", *bad)
+    assert (status, out) == (1, "")
+    assert [line.split(": ")[1] for line in err.splitlines()[:2]] == bad
+    assert err.splitlines()[2] == "confit-edge: 2 of 3 clips cannot be used; nothing was written"
 
 
 def test_what_an_enrollment_cannot_be_is_said_in_one_line(clips: Path, words: Path, confit: Confit) -> None:
@@ -376,10 +378,10 @@ def test_what_an_enrollment_cannot_be_is_said_in_one_line(clips: Path, words: Pa
         ((*listen, "--save-triggers", "taken"), 2, "--save-triggers taken: the folder cannot be created or written"),
         ((*listen, "--save-triggers", "taken/deeper"), 2, "--save-triggers taken/deeper: the folder cannot"),
     ):
-        done, told, said = confit(*arguments)
-        assert (done, told) == (status, ""), arguments
-        assert message in said
-        assert len(said.splitlines()) == 1
+        done, out, err = confit(*arguments)
+        assert (done, out) == (status, ""), arguments
+        assert message in err
+        assert len(err.splitlines()) == 1
     assert not (words / "gallery.db").exists()
     assert "words.db" in confit("gallery", "list", *house, "--json")[1]
 
@@ -387,7 +389,7 @@ def test_what_an_enrollment_cannot_be_is_said_in_one_line(clips: Path, words: Pa
 def test_thresholds_in_any_order_and_of_enrolled_names(clips: Path, words: Path, confit: Confit) -> None:
     soundfile.write(words / "bed.wav", load_clip(word("bed", "am_santa"), RATE), RATE)
 
-    def heard(source: str | Path, *options: str) -> list[str]:
+    def labels_heard(source: str | Path, *options: str) -> list[str]:
         found = [
             json.loads(line)
             for line in confit("listen", "digits", "--source", source, *options, "--json")[1].splitlines()
@@ -396,16 +398,16 @@ def test_thresholds_in_any_order_and_of_enrolled_names(clips: Path, words: Path,
 
     for options in (("1", "one=0.3"), ("one=0.3", "1")):
         given = [part for option in options for part in ("--threshold", option)]
-        assert heard(clips / "scene.flac", *given) == ["one"]
+        assert labels_heard(clips / "scene.flac", *given) == ["one"]
     house = ("--gallery", "words.db", "--threshold", "1")
-    assert heard("bed.wav", *house, "--threshold", "marvin=0.3") == ["marvin"]
-    assert heard("bed.wav", *house, "--threshold", "marvin=1") == []
+    assert labels_heard("bed.wav", *house, "--threshold", "marvin=0.3") == ["marvin"]
+    assert labels_heard("bed.wav", *house, "--threshold", "marvin=1") == []
 
 
 def test_a_folder_of_clips_gives_a_trigger_a_detection(clips: Path, words: Path, confit: Confit) -> None:
     (words / "scenes").mkdir()
     for at in range(3):
         (words / "scenes" / f"{at}.flac").write_bytes((clips / "scene.flac").read_bytes())
-    _, told, _ = confit("listen", "digits", "--source", "scenes", "--save-triggers", "kept", "--json")
-    assert sum(json.loads(told.splitlines()[-1])["by_model"]["digits"]["detections"].values()) == 6
+    _, out, _ = confit("listen", "digits", "--source", "scenes", "--save-triggers", "kept", "--json")
+    assert sum(json.loads(out.splitlines()[-1])["by_model"]["digits"]["detections"].values()) == 6
     assert len(list((words / "kept").iterdir())) == 6

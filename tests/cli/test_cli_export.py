@@ -55,17 +55,17 @@ def test_export_with_options_writes_a_card_and_inspect_tells_the_same(
     assert "--scheme fp16" in str(recommendation(hardly, timing))
     assert "dynamic" not in str(recommendation(hardly, timing))  # which is refused for a stream
 
-    code, told, err = confit("inspect", out, "--no-measure")
+    code, printed, err = confit("inspect", out, "--no-measure")
     assert code == 0, err
-    lines = dict(line.split("  ", 1) for line in told.splitlines())
+    lines = dict(line.split("  ", 1) for line in printed.splitlines())
     assert lines["size"].strip() == f"{out.stat().st_size / 1e6:.2f} MB"
     assert lines["layers kept in fp32"].strip() == "/stack/layers.4/Conv"
     assert lines["gate"].strip() == "passed"
     assert lines["activations"].strip().startswith("replaced by fused ones")
 
-    code, told, _ = confit("inspect", out, "--json")
+    code, printed, _ = confit("inspect", out, "--json")
     assert code == 0
-    (line,) = map(json.loads, told.splitlines())
+    (line,) = map(json.loads, printed.splitlines())
     assert line["contract"] == json.loads(contract.to_json())
     assert line["measured"]["p50_ms"] > 0
     assert line["measured"]["first_score_s"] > 0
@@ -87,7 +87,7 @@ def test_a_model_for_voices_has_galleries_of_voices(run_path: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("kind", "found", "told"),
+    ("kind", "found", "warning"),
     [
         (
             "sound",
@@ -104,11 +104,11 @@ def test_a_model_for_voices_has_galleries_of_voices(run_path: Path, tmp_path: Pa
     ],
 )
 def test_the_next_step_depends_on_what_a_model_can_do(
-    exports: dict[str, Exported], kind: str, found: int, told: str
+    exports: dict[str, Exported], kind: str, found: int, warning: str
 ) -> None:
     calibration = {"enroll": {"kind": kind}, "detection": {"found": found, "words": 10}}
     contract = replace(exports["fp32"].contract, calibration=calibration)
-    assert _next_step(contract, Path("my words.onnx")).startswith(told)
+    assert _next_step(contract, Path("my words.onnx")).startswith(warning)
 
 
 def test_inspect_needs_no_onnx_and_no_torch(exports: dict[str, Exported]) -> None:
@@ -133,8 +133,8 @@ def test_inspect_tells_what_it_knows_where_measuring_fails(confit: Confit, monke
     assert (code, "thresholds" in out, "latency per call here" in out, "peak memory" in out) == (1, True, True, False)
     assert "a new process could not run it" in err
     code, out, _ = confit("inspect", "digits", "--json")
-    told = json.loads(out)
-    assert (code, told["contract"]["name"], "p50_ms" in told["measured"]) == (1, "digits", True)
+    description = json.loads(out)
+    assert (code, description["contract"]["name"], "p50_ms" in description["measured"]) == (1, "digits", True)
 
 
 def test_inspect_of_what_is_no_model(tmp_path: Path, confit: Confit) -> None:
@@ -155,7 +155,7 @@ def test_a_file_that_is_no_card_is_not_replaced_by_one(run_path: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--scheme", "int4"], "--scheme int4: choose one of static, dynamic, weight-only, fp16"),
         (["--target", "arm"], "--target arm: choose one of portable, avx2, avx512-vnni, arm64"),
@@ -168,11 +168,11 @@ def test_a_file_that_is_no_card_is_not_replaced_by_one(run_path: Path, tmp_path:
     ],
 )
 def test_what_cannot_be_asked_for_is_named(
-    run_path: Path, tmp_path: Path, confit: Confit, options: list[str], told: str
+    run_path: Path, tmp_path: Path, confit: Confit, options: list[str], message: str
 ) -> None:
     code, out, err = confit("export", run_path, "-o", tmp_path / "words.onnx", *options)
     assert (code, out) == (2, "")
-    assert told in " ".join(err.split())
+    assert message in " ".join(err.split())
     assert list(tmp_path.iterdir()) == []
 
 

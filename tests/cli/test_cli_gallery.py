@@ -66,12 +66,12 @@ def test_prints_and_negative_ones_are_told_apart(home: Path, tmp_path: Path) -> 
     assert (enrolled["prints"], enrolled["negative_prints"]) == (0, 1)
     run(tmp_path, "enroll", model, "low", str(home / "stranger.wav"), "--gallery", "one.db", "--negative")
     one, both = ("--gallery", "one.db"), {"prints": 3, "negative_prints": 1}
-    told = {
+    answers = {
         "name": run(tmp_path, "gallery", "list", *one, "--json"),
         "exported": run(tmp_path, "gallery", "export", "-o", "two.db", *one, "--json"),
         "imported": run(tmp_path, "gallery", "import", "one.db", "--gallery", "three.db", "--json"),
     }
-    for kind, done in told.items():
+    for kind, done in answers.items():
         bell, low, summary = lines(done)
         assert bell.items() >= {"type": kind, "name": "bell", **both}.items()
         assert low.items() >= {"type": kind, "name": "low", "prints": 0, "negative_prints": 1}.items()
@@ -93,21 +93,21 @@ def test_prints_and_negative_ones_are_told_apart(home: Path, tmp_path: Path) -> 
 def test_a_file_whose_name_is_not_utf8_is_called_the_same_by_every_verb(home: Path) -> None:
     clip = home / os.fsdecode(b"caf\xe9.wav")
     soundfile.write(os.fsencode(clip), tone(500, 1.5), 16_000, format="WAV")
-    *_, heard = lines(run(home, "listen", "tiny.onnx", "--source", clip.name, "--json"))
-    told, _ = lines(run(home, "classify", "tiny.onnx", clip.name, "--json"))
+    *_, detection = lines(run(home, "listen", "tiny.onnx", "--source", clip.name, "--json"))
+    classification, _ = lines(run(home, "classify", "tiny.onnx", clip.name, "--json"))
     gallery = ("--gallery", "cafe.db")
     assert run(home, "enroll", "tiny.onnx", "cafe", clip.name, *gallery).returncode == 0
     matched, _ = lines(run(home, "identify", "tiny.onnx", clip.name, *gallery, "--json"))
     (verified,) = lines(run(home, "verify", "tiny.onnx", "cafe", clip.name, *gallery, "--json"))
-    assert [one["clip"] for one in (told, matched, verified)] == [heard["source"]] * 3 == [clip.name] * 3
+    assert [one["clip"] for one in (classification, matched, verified)] == [detection["source"]] * 3 == [clip.name] * 3
 
 
 def test_a_bad_clip_does_not_stop_the_others(home: Path) -> None:
     clips = ["damaged.flac", "bells/bell-0.wav", "text.wav", "nothing.wav", "buzz.wav"]
     done = run(home, "identify", "tiny.onnx", *clips, "--gallery", "house.db", "--json")
     assert done.returncode == 1
-    *told, summary = lines(done)
-    assert [(one["type"], one["clip"], one.get("name")) for one in told] == [
+    *classifications, summary = lines(done)
+    assert [(one["type"], one["clip"], one.get("name")) for one in classifications] == [
         ("failed", "damaged.flac", None),
         ("match", "bells/bell-0.wav", "bell"),
         ("failed", "text.wav", None),
@@ -115,11 +115,11 @@ def test_a_bad_clip_does_not_stop_the_others(home: Path) -> None:
         ("match", "buzz.wav", None),
     ]
     assert summary == {"type": "summary", "clips": 5, "known": 1, "unknown": 1, "failed": 3}
-    said = done.stderr.splitlines()
-    assert len(said) == 3
-    for line, clip in zip(said, ["damaged.flac", "text.wav", "nothing.wav"], strict=True):
+    warnings = done.stderr.splitlines()
+    assert len(warnings) == 3
+    for line, clip in zip(warnings, ["damaged.flac", "text.wav", "nothing.wav"], strict=True):
         assert line.startswith(f"confit-edge: {clip}: ")
-    assert said == [f"confit-edge: {one['error']}" for one in told if one["type"] == "failed"]
+    assert warnings == [f"confit-edge: {one['error']}" for one in classifications if one["type"] == "failed"]
 
 
 @pytest.mark.parametrize(
@@ -149,12 +149,12 @@ def test_of_a_clip_that_is_too_long_it_is_told_how_it_is_heard(home: Path, tmp_p
     soundfile.write(clip, np.ones(3_660_000, np.int16), 1000)
     too_long = f"confit-edge: {clip}: is longer than 60 minutes, the limit for files read as a whole: cut it"
     listen = f"or run `confit-edge listen tiny.onnx --source '{clip}'"
-    told = run(home, "classify", "tiny.onnx", str(clip)).stderr.splitlines()
-    assert told[-1] == f"{too_long}, {listen}`"
-    told = run(home, "identify", "tiny.onnx", str(clip), "--gallery", "house.db").stderr.splitlines()
-    assert told[-1] == f"{too_long}, {listen} --gallery house.db`"
-    told = run(home, "enroll", "tiny.onnx", "hum", str(clip), "--gallery", "house.db").stderr.splitlines()
-    assert too_long in told
+    warnings = run(home, "classify", "tiny.onnx", str(clip)).stderr.splitlines()
+    assert warnings[-1] == f"{too_long}, {listen}`"
+    warnings = run(home, "identify", "tiny.onnx", str(clip), "--gallery", "house.db").stderr.splitlines()
+    assert warnings[-1] == f"{too_long}, {listen} --gallery house.db`"
+    warnings = run(home, "enroll", "tiny.onnx", "hum", str(clip), "--gallery", "house.db").stderr.splitlines()
+    assert too_long in warnings
 
 
 def test_classify_tells_each_clips_label_and_all_scores_and_goes_on(home: Path) -> None:
@@ -201,11 +201,11 @@ def test_what_a_model_says_of_itself_steers_no_terminal(
     tmp_path: Path, fake_portaudio: Callable[[str], dict[str, str]]
 ) -> None:
     tiny_model.build(tmp_path / "tiny.onnx", name="ti\x1b[31mny", license="MIT\n(all of it)")
-    told = run(tmp_path, "inspect", "tiny.onnx").stdout.splitlines()
-    assert [line.split(maxsplit=1)[1] for line in told if line.startswith("licence")] == [r"MIT\n(all of it)"]
-    said, _ = on_a_terminal(tmp_path, fake_portaudio("stalls"), "listen", "tiny.onnx", "--seconds", "1.2")
-    assert r"ti\x1b[31mny: other 1.00" in said
-    assert "\x1b[31mny" not in said.replace(r"\x1b", "")
+    printed = run(tmp_path, "inspect", "tiny.onnx").stdout.splitlines()
+    assert [line.split(maxsplit=1)[1] for line in printed if line.startswith("licence")] == [r"MIT\n(all of it)"]
+    output, _ = on_a_terminal(tmp_path, fake_portaudio("stalls"), "listen", "tiny.onnx", "--seconds", "1.2")
+    assert r"ti\x1b[31mny: other 1.00" in output
+    assert "\x1b[31mny" not in output.replace(r"\x1b", "")
 
 
 def test_classify_tells_all_labels_that_reach_their_thresholds_and_where_none_does(home: Path) -> None:
@@ -240,8 +240,8 @@ def test_enrolling_what_the_model_knows_is_told_of(home: Path) -> None:
     assert "most of these sounds are like 'low'" in done.stderr
     assert "warning" not in run(home, "enroll", "tiny.onnx", "buzz", "buzz.wav", "--gallery", "known.db").stderr
     for name in ("low", "Low"):
-        said = run(home, "enroll", "tiny.onnx", name, "buzz.wav", "--gallery", "labels.db").stderr
-        assert "warning: 'low' is also a label of tiny" in said
+        err = run(home, "enroll", "tiny.onnx", name, "buzz.wav", "--gallery", "labels.db").stderr
+        assert "warning: 'low' is also a label of tiny" in err
 
 
 @pytest.mark.parametrize("clip", ["silent.wav", "short.wav", "text.wav", "damaged.flac", "nothing.wav"])

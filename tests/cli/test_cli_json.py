@@ -81,7 +81,7 @@ def test_verbs_print_what_the_page_says(home: Path, confit: Confit) -> None:
         assert "summary" not in [line["type"] for line in lines[:-1]], asked
         assert last == "summary" or {line["type"] for line in lines[:-1]} <= {"failed"}, asked
     # of live sound, of damaged recordings, and of what is fetched other tests hold it
-    elsewhere = {
+    covered_elsewhere = {
         ("listen", "gap"),
         ("listen", "notice"),
         ("evaluate", "failed"),
@@ -90,18 +90,18 @@ def test_verbs_print_what_the_page_says(home: Path, confit: Confit) -> None:
         ("data fetch", "fetch"),
     }
     verbs = {verb for verb, _ in seen}
-    assert {one for one in LINES if one[0] in verbs} - elsewhere == seen.keys()
+    assert {one for one in LINES if one[0] in verbs} - covered_elsewhere == seen.keys()
     for one, keys in seen.items():
         assert LINES[one].keys() - keys <= {"at"}, one
 
 
 def test_the_page_has_every_type_and_says_what_every_key_is() -> None:
-    told = {
+    arguments_by_type = {
         kind
         for file in (ROOT / "confit_edge" / "cli").glob("*.py")
         for kind in re.findall(r'\b_?emit(?:_counts)?\(\s*"([\w-]+)"', file.read_text(encoding="utf-8"))
     }
-    assert told <= {kind for _, kind in LINES}
+    assert arguments_by_type <= {kind for _, kind in LINES}
     assert {key for keys in LINES.values() for key in keys} == KEYS.keys()
 
 

@@ -59,13 +59,13 @@ def test_listen_prints_a_line_for_each_detection(home: Path) -> None:
 
 def test_listen_tells_the_end_of_a_sound_where_it_is_asked_to(home: Path) -> None:
     asked = ["listen", "tiny.onnx", "--source", "scene.flac", "--gallery", "house.db", "--ends"]
-    *told, summary = lines(run(home, *asked, "--json"))
+    *events, summary = lines(run(home, *asked, "--json"))
     labels = ["low", "bell", "mid"]
-    assert [(one["type"], one["label"]) for one in told] == [
+    assert [(one["type"], one["label"]) for one in events] == [
         (kind, label) for label in labels for kind in ("detection", "ended")
     ]
-    for began, ended, end in zip(told[::2], told[1::2], [0.7, 1.5, 2.1], strict=True):
-        assert set(ended) == {
+    for started, finished, end in zip(events[::2], events[1::2], [0.7, 1.5, 2.1], strict=True):
+        assert set(finished) == {
             "type",
             "model",
             "label",
@@ -76,9 +76,9 @@ def test_listen_tells_the_end_of_a_sound_where_it_is_asked_to(home: Path) -> Non
             "enrolled",
             "source",
         }
-        assert began["enrolled"] == ended["enrolled"] == (began["label"] == "bell")
-        assert (ended["start_s"], ended["start_sample"]) == (began["start_s"], began["start_sample"])
-        assert abs(ended["end_s"] - end) < 0.1
+        assert started["enrolled"] == finished["enrolled"] == (started["label"] == "bell")
+        assert (finished["start_s"], finished["start_sample"]) == (started["start_s"], started["start_sample"])
+        assert abs(finished["end_s"] - end) < 0.1
     assert summary["by_model"]["tiny"]["detections"] == dict.fromkeys(labels, 1)
     done = run(home, *asked)
     assert [line.split()[2:5] for line in done.stdout.splitlines()[1::2]] == [[one, "ended", "at"] for one in labels]
@@ -90,17 +90,19 @@ def test_listen_takes_what_beeps_for_one_sound_where_it_is_asked_to(home: Path, 
     asked = ["listen", "tiny.onnx", "--source", tmp_path / "alarm.wav", "--ends", "--json"]
 
     def places(*more: str) -> list[tuple[str, float]]:
-        *told, _ = lines(run(home, *asked, *more))
-        return [(one["type"], round(2 * one["start_s" if one["type"] == "detection" else "end_s"]) / 2) for one in told]
+        *events, _ = lines(run(home, *asked, *more))
+        return [
+            (one["type"], round(2 * one["start_s" if one["type"] == "detection" else "end_s"]) / 2) for one in events
+        ]
 
     assert places() == [(kind, at + end) for at in (0, 2, 4, 6, 12) for kind, end in (("detection", 0), ("ended", 0.5))]
     for hold in ("--hold=3", "--hold=low=3", "--hold=3 --hold=mid=0"):
         for more in ([], ["--gate", "-50"]):  # which sleeps through the pauses
             found = places(*hold.split(), *more)
             assert found == [("detection", 0), ("ended", 6.5), ("detection", 12), ("ended", 12.5)], (hold, more)
-    for wrong, what in (("low=x", "expected LABEL=SECONDS"), ("-1", "may pause"), ("lov=3", "is not a label")):
+    for wrong, message in (("low=x", "expected LABEL=SECONDS"), ("-1", "may pause"), ("lov=3", "is not a label")):
         done = run(home, *asked, f"--hold={wrong}")
-        assert (done.returncode, what in done.stderr) == (2, True), done.stderr
+        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
 
 
 @pytest.mark.parametrize(("form", "channels"), [("s16le", 1), ("f32le", 2)])
@@ -115,29 +117,29 @@ def test_listen_to_a_pipe(home: Path, form: str, channels: int) -> None:
 
 def test_a_muted_source_is_told_of(home: Path) -> None:
     pcm = np.concatenate([silence(31.0), scene(16_000)])
-    told = "-: nothing but digital silence for 30 s: it is muted, or this is the wrong source"
+    warning = "-: nothing but digital silence for 30 s: it is muted, or this is the wrong source"
     arguments = ["listen", "tiny.onnx", "--source", "-", "--rate", "16000", "--json"]
     done = run(home, *arguments, stdin=(pcm * 32767).astype("<i2").tobytes())
     silent, fine = (one for one in lines(done) if one["type"] == "notice")
-    assert (silent["type"], silent["source"], silent["state"], silent["text"]) == ("notice", "-", "silent", told)
+    assert (silent["type"], silent["source"], silent["state"], silent["text"]) == ("notice", "-", "silent", warning)
     assert (fine["state"], fine["text"]) == ("fine", "-: has sound again")
-    assert done.stderr.splitlines()[:2] == [told, "-: has sound again"]
+    assert done.stderr.splitlines()[:2] == [warning, "-: has sound again"]
 
 
 def test_raw_pcm_does_not_come_from_a_terminal(home: Path) -> None:
-    ours, theirs = pty.openpty()
+    controller, terminal = pty.openpty()
     done = subprocess.run(
         [*COMMAND, "listen", "tiny.onnx", "--source", "-", "--rate", "16000"],
         cwd=home,
         env=environment(),
-        stdin=theirs,
+        stdin=terminal,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    os.close(theirs)
-    os.close(ours)
+    os.close(terminal)
+    os.close(controller)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "stdin is a terminal" in done.stderr
 
@@ -200,25 +202,25 @@ def test_listen_stops_with_a_summary(home: Path, signal_: signal.Signals) -> Non
 @pytest.mark.parametrize("ignored", [False, True])
 def test_listen_on_a_terminal_that_goes_away_tells_what_it_heard(home: Path, ignored: bool) -> None:
     """As an ssh session that is lost; who ignores that goes on, though its level can be drawn no more."""
-    ours, theirs = pty.openpty()
+    controller, terminal = pty.openpty()
 
     def at_the_terminal() -> None:
         os.setsid()
-        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+        fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
         signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
 
     pcm = (scene(16_000) * 32767).astype("<i2").tobytes()
     with subprocess.Popen(
         [*COMMAND, "listen", "tiny.onnx", "--source", "-", "--rate", "16000", "--json"], cwd=home, env=environment(),
-        preexec_fn=at_the_terminal, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=theirs,
+        preexec_fn=at_the_terminal, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=terminal,
     ) as child:  # fmt: skip
-        os.close(theirs)
+        os.close(terminal)
         assert child.stdin is not None
         assert child.stdout is not None
         child.stdin.write(pcm[:48_000])
         child.stdin.flush()
         assert json.loads(child.stdout.readline())["label"] == "low"
-        os.close(ours)
+        os.close(controller)
         if ignored:
             time.sleep(0.3)
             child.stdin.write(pcm[48_000:])
@@ -298,8 +300,8 @@ def test_what_is_kept_as_listening_is_stopped_is_whole_and_told(home: Path, tmp_
             assert time.monotonic() < until
         child.send_signal(signal.SIGTERM)
         assert child.wait(timeout=30) == 0
-        told, summary = map(json.loads, child.stdout.read().splitlines())
-    assert (told["label"], summary["by_model"]["tiny"]["detections"]) == ("low", {"low": 1})
+        detection, summary = map(json.loads, child.stdout.read().splitlines())
+    assert (detection["label"], summary["by_model"]["tiny"]["detections"]) == ("low", {"low": 1})
     (kept,) = (tmp_path / "kept").iterdir()
     assert soundfile.info(kept).frames > 0
 
@@ -317,8 +319,8 @@ def test_listen_ends_quietly_when_nobody_reads(home: Path, form: list[str]) -> N
         assert child.stderr is not None
         child.stdout.close()
         assert child.wait(timeout=30) == 0
-        assert b"Traceback" not in (said := child.stderr.read())
-        assert b"BrokenPipe" not in said
+        assert b"Traceback" not in (err := child.stderr.read())
+        assert b"BrokenPipe" not in err
 
 
 def test_sound_below_the_models_rate_is_told_of_once(home: Path, tmp_path: Path) -> None:
@@ -326,19 +328,21 @@ def test_sound_below_the_models_rate_is_told_of_once(home: Path, tmp_path: Path)
     (tmp_path / "phone").mkdir()
     for at in range(2):
         soundfile.write(tmp_path / "phone" / f"{at}.wav", scene(8_000), 8_000)
-    beware = f"{tmp_path / 'phone' / '0.wav'}: comes at 8000 Hz and has nothing above 4 kHz, but tiny hears up to 8 kHz"
+    warning = (
+        f"{tmp_path / 'phone' / '0.wav'}: comes at 8000 Hz and has nothing above 4 kHz, but tiny hears up to 8 kHz"
+    )
     enroll = ["enroll", "tiny.onnx", "phone", str(tmp_path / "phone"), "--gallery", str(tmp_path / "phone.db")]
     for verb in (["listen", "tiny.onnx", "--source", str(tmp_path / "phone")], enroll):
         done = run(home, *verb)
         assert done.returncode == 0, done.stderr
-        assert done.stderr.count(beware) == done.stderr.count("--band-probability") == 1
+        assert done.stderr.count(warning) == done.stderr.count("--band-probability") == 1
     house, clip = ["--gallery", str(tmp_path / "phone.db")], str(tmp_path / "phone" / "0.wav")
     (tmp_path / "labels.csv").write_text(f"path,start_s,end_s,label\n{clip},1.0,1.5,low\n")
     for verb in (["identify", "tiny.onnx", clip, *house], ["verify", "tiny.onnx", "phone", clip, *house]):
-        assert run(home, *verb).stderr.count(beware) == 1
-    assert run(home, "evaluate", "tiny.onnx", str(tmp_path / "labels.csv")).stderr.count(beware) == 1
+        assert run(home, *verb).stderr.count(warning) == 1
+    assert run(home, "evaluate", "tiny.onnx", str(tmp_path / "labels.csv")).stderr.count(warning) == 1
     done = run(home, "classify", "tiny.onnx", "text.wav", str(tmp_path / "phone"))
-    assert done.stderr.count(beware) == done.stderr.count("--band-probability") == 1
+    assert done.stderr.count(warning) == done.stderr.count("--band-probability") == 1
     assert "--band-probability" not in run(home, "classify", "tiny.onnx", "scene.flac").stderr
     pcm = (scene(8_000) * 32767).astype("<i2").tobytes()
     done = run(home, "listen", "tiny.onnx", "--source", "-", "--rate", "8000", "--json", stdin=pcm)
@@ -347,11 +351,11 @@ def test_sound_below_the_models_rate_is_told_of_once(home: Path, tmp_path: Path)
     assert done.stderr.count(first["text"]) == 1
     tiny_model.build(tmp_path / "lower.onnx", name="lower", highest_hz=5_000.0)
     done = run(home, "listen", "tiny.onnx", tmp_path / "lower.onnx", "--source", tmp_path / "phone", "--json")
-    told = [(Path(one["clip"]).name, one["text"]) for one in lines(done) if one.get("state") == "narrow"]
-    assert [(clip, "tiny hears" in text, "lower hears" in text) for clip, text in told] == [
+    warnings = [(Path(one["clip"]).name, one["text"]) for one in lines(done) if one.get("state") == "narrow"]
+    assert [(clip, "tiny hears" in text, "lower hears" in text) for clip, text in warnings] == [
         (clip, first, not first) for clip in ("0.wav", "1.wav") for first in (True, False)
     ]
-    assert [done.stderr.count(text) for _, text in told] == [1, 1, 0, 0]
+    assert [done.stderr.count(text) for _, text in warnings] == [1, 1, 0, 0]
 
 
 def test_listening_loads_no_openssl(home: Path) -> None:

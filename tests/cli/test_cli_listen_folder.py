@@ -23,13 +23,13 @@ def test_listen_to_a_folder_of_clips(home: Path, tmp_path: Path) -> None:
     (tmp_path / "b.flac").write_bytes((home / "damaged.flac").read_bytes())
     done = run(home, "listen", "tiny.onnx", "--source", str(tmp_path), "--json")
     assert done.returncode == 1
-    *told, summary = lines(done)
-    detections = [one for one in told if one["type"] == "detection"]
-    (failed,) = (one for one in told if one["type"] == "failed")
+    *events, summary = lines(done)
+    detections = [one for one in events if one["type"] == "detection"]
+    (failed,) = (one for one in events if one["type"] == "failed")
     assert failed["clip"] == str(tmp_path / "b.flac")
     assert f"confit-edge: {failed['error']}\n" in done.stderr
-    heard = [(Path(one["clip"]).name, one["label"]) for one in detections if not one["clip"].endswith("b.flac")]
-    assert heard == [("a.wav", "low"), ("a.wav", "mid"), ("c.flac", "low"), ("c.flac", "mid")]
+    detected = [(Path(one["clip"]).name, one["label"]) for one in detections if not one["clip"].endswith("b.flac")]
+    assert detected == [("a.wav", "low"), ("a.wav", "mid"), ("c.flac", "low"), ("c.flac", "mid")]
     assert detections[-1]["start_s"] == pytest.approx(1.8, abs=0.1)
     assert summary["source"] == str(tmp_path)
     assert "clip" not in summary
@@ -46,7 +46,7 @@ def test_each_clip_of_a_folder_has_its_line(home: Path, tmp_path: Path) -> None:
     assert done.returncode == 0
     low, mid, nothing = done.stdout.splitlines()
     assert (low.split()[-2], mid.split()[-2], nothing) == ("low", "mid", "deep/er/b.wav: nothing")
-    *_, first, second, whole = lines(run(tmp_path, "listen", str(home / "tiny.onnx"), "--source", ".", "--json"))
+    *_, first, second, last = lines(run(tmp_path, "listen", str(home / "tiny.onnx"), "--source", ".", "--json"))
     assert first == {
         "type": "heard",
         "source": ".",
@@ -58,7 +58,7 @@ def test_each_clip_of_a_folder_has_its_line(home: Path, tmp_path: Path) -> None:
     assert (second["type"], second["clip"], second["seconds"]) == ("heard", "deep/er/b.wav", 1.0)
     assert second["by_model"] == {"tiny": {"detections": {}, "withheld": {}}}
     of_all = {key: value for key, value in first.items() if key != "clip"}
-    assert whole == {**of_all, "type": "summary", "clips": 2, "failed": 0, "seconds": 3.5}
+    assert last == {**of_all, "type": "summary", "clips": 2, "failed": 0, "seconds": 3.5}
     pattern = run(tmp_path, "listen", str(home / "tiny.onnx"), "--source", "**/*.wav")
     assert pattern.stdout == done.stdout
     none = run(tmp_path, "listen", str(home / "tiny.onnx"), "--source", "*.flac")
@@ -80,8 +80,8 @@ def test_the_clip_in_which_listening_is_stopped_counts(home: Path, tmp_path: Pat
             pass
         child.send_signal(signal.SIGINT)
         assert child.wait(timeout=30) == 0
-        *told, summary = map(json.loads, child.stdout.read().splitlines())
-    assert "heard" not in [one["type"] for one in told]
+        *events, summary = map(json.loads, child.stdout.read().splitlines())
+    assert "heard" not in [one["type"] for one in events]
     assert (summary["type"], summary["clips"], summary["failed"]) == ("summary", 2, 0)
     assert 2.5 < summary["seconds"] < 1800
 
@@ -133,8 +133,8 @@ def test_a_file_of_nan_or_of_too_little_sound_is_named(home: Path) -> None:
     (home / "nan.txt").write_text("0.1\t0.5\tlow\n")
     for verb in ("listen tiny.onnx --source nan.wav", "doctor --source nan.wav", "evaluate tiny.onnx nan.wav"):
         done = run(home, *verb.split())
-        told = done.stderr.splitlines()[-1]
-        assert (done.returncode, told) == (1, "confit-edge: nan.wav: holds NaN or infinite samples"), verb
+        message = done.stderr.splitlines()[-1]
+        assert (done.returncode, message) == (1, "confit-edge: nan.wav: holds NaN or infinite samples"), verb
     done = run(home, "doctor", "--source", "short.wav")
     assert (
         done.stderr == "confit-edge: short.wav: 0.03 s of sound are too short to measure; at least 0.1 s are needed\n"

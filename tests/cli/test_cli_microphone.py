@@ -66,15 +66,15 @@ def test_with_a_reader_live_sound_that_ends_or_is_stopped_is_no_error(home: Path
 
 
 @pytest.mark.parametrize(
-    ("options", "status", "said"), [("", 2, "stdout is closed"), ("--save-triggers kept", 0, "low 1")]
+    ("options", "status", "message"), [("", 2, "stdout is closed"), ("--save-triggers kept", 0, "low 1")]
 )
 def test_without_a_stdout_live_sound_is_heard_only_where_it_is_kept(
-    home: Path, tmp_path: Path, options: str, status: int, said: str
+    home: Path, tmp_path: Path, options: str, status: int, message: str
 ) -> None:
     (tmp_path / "pcm").write_bytes((scene(16_000) * 32767).astype("<i2").tobytes())
     arguments = f"listen {home / 'tiny.onnx'} --source - --rate 16000 {options} < pcm >&-"
     done = in_shell(tmp_path, environment(), f'"$@" {arguments}')
-    assert (done.returncode, said in done.stderr, len(done.stderr.splitlines())) == (status, True, 1)
+    assert (done.returncode, message in done.stderr, len(done.stderr.splitlines())) == (status, True, 1)
 
 
 @pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "2>&1 >&3 | true"])
@@ -100,22 +100,22 @@ def test_listen_to_a_microphone_that_drops_and_is_unplugged(
     home: Path, fake_portaudio: Callable[[str], dict[str, str]]
 ) -> None:
     """It is waited for, and meanwhile the clock runs on to the end of --seconds."""
-    began = datetime.now(UTC)
+    started_at = datetime.now(UTC)
     asked = ("listen", "tiny.onnx", "--source", "mic:usb mic", "--seconds", "3.5", "--json")
     done = run(home, *asked, env=fake_portaudio("unplugged"))
     assert done.returncode == 0
-    *told, summary = lines(done)
-    assert [one["type"] for one in told] == ["gap", "detection", "detection", "notice", "gap"]
-    at = [(datetime.fromisoformat(one["at"]) - began).total_seconds() for one in told]
+    *events, summary = lines(done)
+    assert [one["type"] for one in events] == ["gap", "detection", "detection", "notice", "gap"]
+    at = [(datetime.fromisoformat(one["at"]) - started_at).total_seconds() for one in events]
     np.testing.assert_allclose(np.subtract(at, at[1] - 0.4), [0.16, 0.4, 1.8, 2.5, 2.5], atol=0.4)
     assert 0.0 < at[0] < 15.0
-    assert all(re.fullmatch(r"[\d-]{10}T[\d:]{8}\.\d{3}\+00:00", one["at"]) for one in told)
-    detections = [one for one in told if one["type"] == "detection"]
+    assert all(re.fullmatch(r"[\d-]{10}T[\d:]{8}\.\d{3}\+00:00", one["at"]) for one in events)
+    detections = [one for one in events if one["type"] == "detection"]
     assert [one["label"] for one in detections] == ["low", "mid"]
     np.testing.assert_allclose([one["start_s"] for one in detections], [0.4, 1.8], atol=0.1)
-    assert (told[0]["samples"], told[0]["reason"]) == (4410, "this machine could not keep up")
-    assert (told[3]["state"], told[4]["reason"]) == ("away", "the microphone was away")
-    assert (summary["source"], summary["dropped_samples"]) == ("mic:usb mic", 4410 + told[4]["samples"])
+    assert (events[0]["samples"], events[0]["reason"]) == (4410, "this machine could not keep up")
+    assert (events[3]["state"], events[4]["reason"]) == ("away", "the microphone was away")
+    assert (summary["source"], summary["dropped_samples"]) == ("mic:usb mic", 4410 + events[4]["samples"])
     assert summary["seconds"] >= 3.5
     lost, gone, _ = done.stderr.splitlines()
     assert lost == "lost 0.10 s of sound: this machine could not keep up"
@@ -123,18 +123,18 @@ def test_listen_to_a_microphone_that_drops_and_is_unplugged(
 
 
 def test_a_terminal_shows_the_microphone_live(home: Path, fake_portaudio: Callable[[str], dict[str, str]]) -> None:
-    said, stdout = on_a_terminal(home, fake_portaudio("stalls"), "listen", "tiny.onnx", "--seconds", "1.2")
+    output, stdout = on_a_terminal(home, fake_portaudio("stalls"), "listen", "tiny.onnx", "--seconds", "1.2")
     assert stdout.split() == ["0.35", "s", "low", "1.00"]
-    assert "[#####" in said
-    assert "tiny: other 1.00" in said
-    assert "heard: low 1.00 at 0:00" in said
-    assert said.rstrip().endswith("tiny: low 1 in 1.2 s")
+    assert "[#####" in output
+    assert "tiny: other 1.00" in output
+    assert "heard: low 1.00 at 0:00" in output
+    assert output.rstrip().endswith("tiny: low 1 in 1.2 s")
 
 
 def test_a_notice_replaces_the_level_on_a_terminal(home: Path, fake_portaudio: Callable[[str], dict[str, str]]) -> None:
-    said, _ = on_a_terminal(home, fake_portaudio("unplugged, back"), "doctor", "--seconds", "4")
-    assert "NOW" in said
-    assert "\r\x1b[KUSB Mic: Audio (hw:1,0) is back\r\n" in said
+    output, _ = on_a_terminal(home, fake_portaudio("unplugged, back"), "doctor", "--seconds", "4")
+    assert "NOW" in output
+    assert "\r\x1b[KUSB Mic: Audio (hw:1,0) is back\r\n" in output
 
 
 def test_doctor_and_record_with_a_microphone(
@@ -156,10 +156,10 @@ def test_doctor_and_record_with_a_microphone(
 
     clips = tmp_path / "clips"
     done = ask("record", "low", "-o", str(clips), "--count", "1", "--seconds", "0.3", "--countdown", "0.35", "--json")
-    *told, summary = lines(done)
+    *events, summary = lines(done)
     assert done.returncode == 0
     assert (summary["clips"], summary["label"]) == (1, "low")
-    assert told[-1]["path"] == str(clips / "low" / summary["group"] / "0001.flac")
+    assert events[-1]["path"] == str(clips / "low" / summary["group"] / "0001.flac")
     assert (
         clips / "manifest.csv"
     ).read_text() == f"path,label,group\nlow/{summary['group']}/0001.flac,low,{summary['group']}\n"
@@ -261,13 +261,13 @@ def test_a_clip_whose_row_does_not_fit_on_the_disk_is_not_kept(tmp_path: Path) -
     folder.mkdir(parents=True)
     before = b"path,label,group\n" + b"low/bob/0001.wav,low,bob\n" * 1000
     manifest.write_bytes(before)
-    former = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 8, former[1]))
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 8, limit[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
             keep(Take(sound, 16_000, soundcheck(sound, 16_000), None), tmp_path, "low", "ada", "wav", False)
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert manifest.read_bytes() == before
     assert list(folder.iterdir()) == []
 
@@ -297,16 +297,16 @@ def test_a_row_that_was_not_written_to_its_end_goes_and_its_clip_is_named(
         soundfile.write(folder / name, sound, 16_000)
     manifest.write_bytes((left + torn).encode(errors="surrogateescape"))
     kept = keep(Take(sound, 16_000, soundcheck(sound, 16_000), None), tmp_path, "low", "Zoë", "wav", False)
-    former = left if without else left + torn + "\n"
-    assert manifest.read_bytes().decode() == (former or "path,label,group\n") + "low/Zoë/0003.wav,low,Zoë\n"
+    lines_before = left if without else left + torn + "\n"
+    assert manifest.read_bytes().decode() == (lines_before or "path,label,group\n") + "low/Zoë/0003.wav,low,Zoë\n"
     assert kept.is_file()
-    told = capsys.readouterr().err
+    err = capsys.readouterr().err
     if without:
         names = ", ".join(f"low/Zoë/{name}.wav" for name in without)
-        assert told.startswith(f"warning: {manifest}: its last row was only partly written and was removed: ")
-        assert told.endswith(f". Clips without a row: {names}; add their rows, or remove the clips\n")
+        assert err.startswith(f"warning: {manifest}: its last row was only partly written and was removed: ")
+        assert err.endswith(f". Clips without a row: {names}; add their rows, or remove the clips\n")
     else:
-        assert told == ""
+        assert err == ""
 
 
 def test_recorders_in_one_folder_take_turns(tmp_path: Path) -> None:

@@ -77,18 +77,18 @@ def test_the_encoder_that_a_run_began_with_may_have_moved(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """It is left out, which is told, or found again; another in its place is not taken for it."""
-    began, now, path = tmp_path / "began", tmp_path / "now", tmp_path / "run"
-    shutil.copytree(checkpoints["hubert"], began)
+    first_data, now, path = tmp_path / "began", tmp_path / "now", tmp_path / "run"
+    shutil.copytree(checkpoints["hubert"], first_data)
     recipe = {"window": 0.5, "freeze": "all", "epochs": 1, "soup": 1, "probe_views": 1, "frozen_baseline": False}
-    train(manifest, path, Recipe.from_dict({"encoder": str(began), **recipe}))
-    began.rename(now)
+    train(manifest, path, Recipe.from_dict({"encoder": str(first_data), **recipe}))
+    first_data.rename(now)
     for verb, kind in (("probe", "probe"), ("analyze", "paper")):
-        for place, told in ((None, "began: no such folder"), (checkpoints["wavlm"], "has different weights")):
+        for place, message in ((None, "began: no such folder"), (checkpoints["wavlm"], "has different weights")):
             code, out, err = confit(verb, path, "--json", *(["--encoder", place] if place else []))
             assert code == 0, err
             assert {row["encoder"] for row in of_type(out, kind)} == {"run"}
             assert f"{path}: is not compared with the encoder it was trained from: " in caplog.messages[-1]
-            assert told in caplog.messages[-1]
+            assert message in caplog.messages[-1]
         caplog.clear()
         code, out, err = confit(verb, path, "--json", "--encoder", now)
         assert code == 0, err
@@ -110,8 +110,8 @@ def test_a_run_a_baseline_and_the_frozen_encoder_stand_side_by_side(
 ) -> None:
     code, out, err = confit("probe", run_path, "--baseline", vanilla, "-o", tmp_path / "out", "--json")
     assert code == 0, err
-    begun = [(row["of"], row["done"]) for row in of_type(out, "probing")]
-    assert begun == [
+    progress = [(row["of"], row["done"]) for row in of_type(out, "probing")]
+    assert progress == [
         ("frozen speech-embedding", 0),
         ("vanilla", 0),
         ("words", 0),

@@ -101,8 +101,8 @@ def test_a_run_is_made_by_one_process(small: Path, tmp_path: Path) -> None:
     assert not (out / "started.json").exists()
     for more in (["--seed", "5"], ["--resume"]):
         second = TRAINING.run("train", small, "-o", out, *options, *more)
-        told = f"confit-edge: {out}: another process is writing this run; wait for it, or choose another -o\n"
-        assert (second.returncode, second.stdout, second.stderr) == (2, "", told)
+        message = f"confit-edge: {out}: another process is writing this run; wait for it, or choose another -o\n"
+        assert (second.returncode, second.stdout, second.stderr) == (2, "", message)
     assert first.poll() is None, "it was over too soon"
     first.kill()
     first.communicate()
@@ -145,11 +145,11 @@ def test_a_stderr_whose_reader_is_gone_costs_no_training(small: Path, tmp_path: 
 
 def test_a_training_outlives_its_terminal(small: Path, tmp_path: Path) -> None:
     """As one that is disowned, or under nohup, when the ssh session is lost."""
-    ours, theirs = pty.openpty()
-    process = TRAINING.start("train", small, "-o", tmp_path / "run", *ONE_EPOCH, stderr=theirs)
-    os.close(theirs)
-    assert os.read(ours, 1)  # its bar is drawn
-    os.close(ours)
+    controller, terminal = pty.openpty()
+    process = TRAINING.start("train", small, "-o", tmp_path / "run", *ONE_EPOCH, stderr=terminal)
+    os.close(terminal)
+    assert os.read(controller, 1)  # its bar is drawn
+    os.close(controller)
     assert process.wait() == 0
     assert (tmp_path / "run" / "run.json").is_file()
 
@@ -187,9 +187,9 @@ def test_train_tells_what_it_does_and_its_run_exports(small: Path, tmp_path: Pat
         assert (code, "these differ: epochs (1, now 5)\n" in err) == (2, True)
 
 
-@pytest.mark.parametrize(("total", "told"), [(2500, 11), (60, 1)])
+@pytest.mark.parametrize(("total", "reports"), [(2500, 11), (60, 1)])
 def test_a_probe_of_many_sounds_tells_each_tenth_where_no_bar_is_seen(
-    total: int, told: int, capsys: pytest.CaptureFixture[str]
+    total: int, reports: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for json_lines in (False, True):
         with TrainingBar(json_lines) as bar:
@@ -198,31 +198,31 @@ def test_a_probe_of_many_sounds_tells_each_tenth_where_no_bar_is_seen(
                     bar({"stage": "probe", "of": of, "done": done, "total": total})
         out, err = capsys.readouterr()
         lines = (out if json_lines else err).splitlines()
-        assert len(lines) == 2 * told
+        assert len(lines) == 2 * reports
         if json_lines:
             shares = [10 * json.loads(line)["done"] // total for line in lines]
-            assert shares == 2 * list(range(told))
+            assert shares == 2 * list(range(reports))
         else:
             assert lines[0] == "probing the frozen encoder"
-            assert lines[told] == "probing the trained encoder"
-            assert told == 1 or lines[-1] == "probing the trained encoder: 2500 of 2500 sounds"
+            assert lines[reports] == "probing the trained encoder"
+            assert reports == 1 or lines[-1] == "probing the trained encoder: 2500 of 2500 sounds"
 
 
-@pytest.mark.parametrize(("linear", "n", "told"), [(0.2, 40, True), (0.5, 40, False), (0.2, 10, False)])
+@pytest.mark.parametrize(("linear", "n", "warned"), [(0.2, 40, True), (0.5, 40, False), (0.2, 10, False)])
 def test_a_linear_probe_far_behind_the_neighbours_is_told_of(
-    capsys: pytest.CaptureFixture[str], linear: float, n: int, told: bool
+    capsys: pytest.CaptureFixture[str], linear: float, n: int, warned: bool
 ) -> None:
     def shown(accuracy: float) -> dict[str, Any]:
         val = {"accuracy": 0.5, "n": n}
         return {"val": val, "test": {"accuracy": accuracy, "low": 0.0, "high": 1.0, "n": n, "groups": 5}}
 
     print_probes({"probes": {"linear": shown(linear), "knn": shown(0.6)}})
-    assert ("is 40 points behind the kNN probe" in capsys.readouterr().err) == told
+    assert ("is 40 points behind the kNN probe" in capsys.readouterr().err) == warned
 
 
-@pytest.mark.parametrize(("trained", "told"), [(0.9, True), (0.98, False), (1.0, False)])
+@pytest.mark.parametrize(("trained", "warned"), [(0.9, True), (0.98, False), (1.0, False)])
 def test_what_is_found_of_ones_own_is_shown_and_a_training_that_lost_is_told_of(
-    capsys: pytest.CaptureFixture[str], trained: float, told: bool
+    capsys: pytest.CaptureFixture[str], trained: float, warned: bool
 ) -> None:
     def shown(accuracy: float) -> dict[str, Any]:
         own = {"right": 2, "n": 3}
@@ -232,7 +232,7 @@ def test_what_is_found_of_ones_own_is_shown_and_a_training_that_lost_is_told_of(
     print_probes({"frozen": {"linear": shown(1.0)}, "probes": {"linear": shown(trained), "knn": shown(0.9)}})
     captured = capsys.readouterr()
     assert captured.out.count("; without unknown: 2 of 3 right") == 3
-    assert ("validation accuracy fell from 100.0 % with the frozen encoder" in captured.err) == told
+    assert ("validation accuracy fell from 100.0 % with the frozen encoder" in captured.err) == warned
 
 
 @pytest.mark.parametrize("distilled", [False, True])
@@ -253,16 +253,16 @@ def test_a_training_of_several_labels_that_lost_is_told_of_by_map_with_what_its_
     probes = {"linear": shown(0.6), "knn": shown(0.9)}
     probes["linear"]["test"] = {**probes["linear"]["val"], "map_weighed": 0.57}
     print_probes({"frozen": {"linear": shown(0.8)}, "probes": probes, **({"teacher": {}} if distilled else {})})
-    printed, told = capsys.readouterr()
+    printed, err = capsys.readouterr()
     of_frozen, of_trained, _ = printed.splitlines()
     assert "mAP  80.0 %  [70.0, 90.0]  on 60 validation clips of 6 groups" in of_frozen
     assert (
         "mAP  60.0 %  [50.0, 70.0]  on 60 test clips of 6 groups; 57.0 % weighted by typicality (validation 60.0 %)"
         in of_trained
     )
-    assert "is 30 points behind the kNN probe" in told
-    assert "validation mAP fell from 80.0 % with the frozen encoder to 60.0 % with the trained one" in told
-    assert ("--freeze all" in told, "--unlabelled" in told) == (not distilled, distilled)
+    assert "is 30 points behind the kNN probe" in err
+    assert "validation mAP fell from 80.0 % with the frozen encoder to 60.0 % with the trained one" in err
+    assert ("--freeze all" in err, "--unlabelled" in err) == (not distilled, distilled)
 
 
 def test_a_run_exports_from_another_folder_than_it_was_trained_in(

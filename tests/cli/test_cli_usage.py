@@ -126,8 +126,8 @@ def test_a_locale_that_would_garble_names_is_refused(tmp_path: Path) -> None:
     ascii_only = {**os.environ, "LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     command = [*COMMAND, "classify", "digits", "Müller.wav"]
     refused = subprocess.run(command, capture_output=True, cwd=tmp_path, env=ascii_only)
-    told = "the locale's encoding is ascii, which would garble names: set PYTHONUTF8=1"
-    assert (refused.returncode, refused.stderr.decode()) == (2, f"confit-edge: {told}\n")
+    warning = "the locale's encoding is ascii, which would garble names: set PYTHONUTF8=1"
+    assert (refused.returncode, refused.stderr.decode()) == (2, f"confit-edge: {warning}\n")
     mended = subprocess.run(command, capture_output=True, cwd=tmp_path, env={**ascii_only, "PYTHONUTF8": "1"})
     assert mended.stderr.decode() == "confit-edge: Müller.wav: no such file\n"
 
@@ -195,8 +195,8 @@ def test_what_needs_no_folder_is_told_in_one_that_was_removed(tmp_path: Path, ar
 )
 def test_in_a_folder_that_was_removed_it_says_so(tmp_path: Path, arguments: str) -> None:
     done = in_a_removed_folder(tmp_path, arguments)
-    said = "confit-edge: the current folder was removed: cd into another one\n"
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+    expected_error = "confit-edge: the current folder was removed: cd into another one\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", expected_error)
 
 
 AS_NOBODY = """
@@ -234,14 +234,14 @@ def test_what_is_printed_is_utf8_whatever_the_terminal_speaks(tmp_path: Path, en
         [sys.executable, "-m", "confit_edge", "classify", "digits", "Zoë 🎵/a.wav", "keine ♪.wav", "--json"],
         cwd=tmp_path, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding},
     )  # fmt: skip
-    said = result.stderr.decode()
+    err = result.stderr.decode()
     assert [json.loads(line).get("clip") for line in result.stdout.decode().splitlines()] == [
         "Zoë 🎵/a.wav",
         "keine ♪.wav",
         None,
-    ], said
-    assert "keine ♪.wav" in said
-    assert "Traceback" not in said
+    ], err
+    assert "keine ♪.wav" in err
+    assert "Traceback" not in err
 
 
 def test_a_shipped_model_is_found_beside_a_folder_of_its_name(tmp_path: Path) -> None:
@@ -266,9 +266,9 @@ def test_where_the_memory_does_not_suffice_it_is_told_what_takes_less(tmp_path: 
         for _ in range(50):
             file.write(np.ones(60 * 16_000, np.int16))
     classify = f"ulimit -v 600000; exec {sys.executable} -m confit_edge classify digits long.flac"
-    told = subprocess.run(["sh", "-c", classify], cwd=tmp_path, capture_output=True, text=True)
-    assert (told.returncode, told.stdout) == (1, "")
-    assert told.stderr == "confit-edge: not enough memory: give shorter files, or fewer of them at once\n"
+    result = subprocess.run(["sh", "-c", classify], cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "confit-edge: not enough memory: give shorter files, or fewer of them at once\n"
 
 
 def test_errors_of_memory_are_known_as_libraries_tell_them() -> None:

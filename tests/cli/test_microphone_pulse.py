@@ -71,15 +71,15 @@ def test_the_microphone_hears_what_the_file_holds(room: pulse.Room, scene: Path)
         room.wait_for_listener()
         room.play(scene)
         command.terminate()  # as systemd stops a service
-        status, (*heard, summary), said = finish(command)
+        status, (*detections, summary), err = finish(command)
         # a busy sound server plays holes, which it reports to nobody
-        if not summary["dropped_samples"] and [event["label"] for event in heard] == list(WORDS):
+        if not summary["dropped_samples"] and [event["label"] for event in detections] == list(WORDS):
             break
-    assert (status, summary["dropped_samples"]) == (0, 0), said
-    assert [event["label"] for event in heard] == list(WORDS)
+    assert (status, summary["dropped_samples"]) == (0, 0), err
+    assert [event["label"] for event in detections] == list(WORDS)
     # when the playing began is not known, but the words are as far apart as in the file, to a hop and a little jitter
-    apart = np.diff([event.start_s for event in in_file])
-    np.testing.assert_allclose(np.diff([event["start_s"] for event in heard]), apart, atol=0.2)
+    gaps = np.diff([event.start_s for event in in_file])
+    np.testing.assert_allclose(np.diff([event["start_s"] for event in detections]), gaps, atol=0.2)
     assert (summary["source"], summary["by_model"]["digits"]["detections"]) == ("mic", dict.fromkeys(WORDS, 1))
 
 
@@ -92,22 +92,22 @@ def test_a_sound_server_that_dies_is_waited_for(room: pulse.Room, scene: Path) -
     room.play(scene)
     room.close()
     assert command.stdout is not None
-    told = [json.loads(command.stdout.readline()) for _ in range(len(WORDS) + 1)]
-    assert (told[-1]["type"], told[-1]["state"]) == ("notice", "away")
+    events = [json.loads(command.stdout.readline()) for _ in range(len(WORDS) + 1)]
+    assert (events[-1]["type"], events[-1]["state"]) == ("notice", "away")
     room.open()
     room.wait_for_listener()
     time.sleep(3.0)
     played.append(time.monotonic())
     room.play(scene)
     command.terminate()
-    status, (back, *heard, summary), said = finish(command)
-    assert (status, back["state"]) == (0, "back"), said
-    gap, *heard = heard
+    status, (back, *detections, summary), err = finish(command)
+    assert (status, back["state"]) == (0, "back"), err
+    gap, *detections = detections
     assert (gap["type"], gap["reason"]) == ("gap", "the microphone was away")
-    assert [event["label"] for event in heard if event["type"] == "detection"] == list(WORDS), said
+    assert [event["label"] for event in detections if event["type"] == "detection"] == list(WORDS), err
     assert summary["by_model"]["digits"]["detections"] == dict.fromkeys(WORDS, 2)
     # what was opened again delivered nothing for a second or two
-    assert heard[0]["start_s"] - told[0]["start_s"] == pytest.approx(played[1] - played[0], abs=0.9)
+    assert detections[0]["start_s"] - events[0]["start_s"] == pytest.approx(played[1] - played[0], abs=0.9)
 
 
 @pytest.mark.parametrize("room", [44_100], indirect=True)
@@ -125,8 +125,8 @@ def test_devices_doctor_and_record_at_the_microphone(room: pulse.Room, scene: Pa
     recording = begin(room, "record", "seven", "-o", clips, *arguments)
     room.wait_for_listener()
     room.play(scene)
-    status, lines, said = finish(recording)
-    assert (status, lines[-1]["clips"]) == (0, 1), said
+    status, lines, err = finish(recording)
+    assert (status, lines[-1]["clips"]) == (0, 1), err
     *_, kept, _ = lines
     pcm, _ = read_audio(kept["path"])
     assert 0.05 < np.abs(pcm).max() < 0.99
