@@ -49,11 +49,11 @@ def test_a_class_that_a_split_lacks_is_left_out(sounds: list[Sound]) -> None:
 def test_the_same_bytes_stay_once_where_they_agree_and_go_where_they_do_not(sounds: list[Sound]) -> None:
     agreeing = replace(sounds[0], path=sounds[0].path.with_name("copy"))
     agreeing.path.write_bytes(sounds[0].path.read_bytes())
-    elsewhere = replace(sounds[1], path=sounds[1].path.with_name("stray"), group="another group")
-    elsewhere.path.write_bytes(sounds[1].path.read_bytes())
-    kept = unique([*sounds, agreeing, elsewhere])
+    stray = replace(sounds[1], path=sounds[1].path.with_name("stray"), group="another group")
+    stray.path.write_bytes(sounds[1].path.read_bytes())
+    kept = unique([*sounds, agreeing, stray])
     assert sounds[0] in kept
-    assert not {agreeing, elsewhere, sounds[1]} & set(kept)
+    assert not {agreeing, stray, sounds[1]} & set(kept)
 
 
 def test_a_group_or_bytes_in_two_splits_are_refused(sounds: list[Sound]) -> None:

@@ -215,8 +215,8 @@ def test_clips_are_made_as_soft_as_the_encoder_asks_unless_the_recipe_says(corpu
     def levels(encoder: Encoder, recipe: Recipe) -> list[float]:
         augment = dataclasses.replace(make_augmenter(encoder, corpus, recipe), shift=0, noise_probability=0.0)
         tone = np.sin(np.arange(encoder.window) / 3).astype(np.float32)
-        heard = augment([tone] * 200, np.random.default_rng(0))
-        return [20 * math.log10(float(np.abs(one).max())) for one in heard]
+        augmented = augment([tone] * 200, np.random.default_rng(0))
+        return [20 * math.log10(float(np.abs(one).max())) for one in augmented]
 
     for encoder, recipe, most in ((yamnet, Recipe(), 24), (streaming, Recipe(), 6), (yamnet, Recipe(gain=3.0), 3)):
         found = levels(encoder, recipe)
@@ -249,16 +249,16 @@ def test_noise_is_of_each_kind_there_is(babble: bool, background: bool, shares: 
     augment = Augmenter(
         WINDOW, noise_probability=1.0, background=(np.tile(hum, 3),) if background else (), babble=babble
     )
-    heard = np.zeros(3)
+    energies = np.zeros(3)
     for window in augment([clip] * 400, rng()):
         power = np.abs(np.fft.rfft(window - clip)) ** 2
         assert power.sum() > 0
         in_clip, in_hum = (
             power[round(hertz * WINDOW / RATE) - 50 :][:101].sum() / power.sum() for hertz in (500, 3000)
         )
-        heard[1 if in_clip > 0.9 else 2 if in_hum > 0.9 else 0] += 1 / 400
-    np.testing.assert_allclose(heard, shares, atol=0.07)
-    assert (heard[np.array(shares) == 0] == 0).all()
+        energies[1 if in_clip > 0.9 else 2 if in_hum > 0.9 else 0] += 1 / 400
+    np.testing.assert_allclose(energies, shares, atol=0.07)
+    assert (energies[np.array(shares) == 0] == 0).all()
 
 
 def test_half_an_hour_of_background_is_left_as_it_is() -> None:

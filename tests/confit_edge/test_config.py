@@ -53,11 +53,11 @@ def test_help_tells_the_default_of_every_key_that_has_one() -> None:
     app.command()(train)
     helps = {parameter.name: getattr(parameter, "help", None) or "" for parameter in get_command(app).params}
     for key, field in KEYS.items():
-        told = [either or other for either, other in re.findall(r"\[(.+?)\]|([\w-]+) \(default\)", helps[key])]
+        defaults = [either or other for either, other in re.findall(r"\[(.+?)\]|([\w-]+) \(default\)", helps[key])]
         if key in SETTLED:
             assert SETTLED[key] in helps[key], key
         else:
-            assert told == ([] if field.default is None else [written(field.default)]), key
+            assert defaults == ([] if field.default is None else [written(field.default)]), key
 
 
 def written(default: Any) -> str:
@@ -202,9 +202,11 @@ def test_a_shipped_recipe_by_its_name(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "esc50").mkdir()  # the corpus itself, as one may have it
     assert Recipe.from_file(Path("esc50"), epochs=3).window == 5.0
     (tmp_path / "digits").mkdir()
-    for name, what in (("esc10", "no such file"), ("digits", "is a folder")):
-        told = rf"^{name}: {what}, and no shipped recipe has that name \(shipped: emodb, esc50, gtzan, mswc, timit\)$"
-        with pytest.raises(UsageError, match=told):
+    for name, reason in (("esc10", "no such file"), ("digits", "is a folder")):
+        message = (
+            rf"^{name}: {reason}, and no shipped recipe has that name \(shipped: emodb, esc50, gtzan, mswc, timit\)$"
+        )
+        with pytest.raises(UsageError, match=message):
             Recipe.from_file(Path(name))
     (tmp_path / "esc10").write_text("epochs: 4\n")
     assert Recipe.from_file(Path("esc10")) == Recipe(epochs=4)

@@ -243,33 +243,33 @@ def test_a_tree_is_found_two_folders_down_and_no_further(tmp_path: Path) -> None
 
 def test_counts_are_held_against_the_published_ones(tmp_path: Path) -> None:
     esc50(tmp_path)
-    whole = replace(ESC50, clips=20, classes=2)
-    assert fetch(whole, tmp_path, tmp_path / "m.csv").warnings == []
+    complete = replace(ESC50, clips=20, classes=2)
+    assert fetch(complete, tmp_path, tmp_path / "m.csv").warnings == []
     with pytest.raises(
         ConfitError, match=r"20 clips, fewer than the 2000 published; 2 classes, fewer than the 50 .*--partial"
     ):
         fetch(ESC50, tmp_path, tmp_path / "m.csv")
     assert len(fetch(ESC50, tmp_path, tmp_path / "m.csv", partial=True).warnings) == 2
-    more = fetch(replace(whole, clips=19), tmp_path, tmp_path / "m.csv")
+    more = fetch(replace(complete, clips=19), tmp_path, tmp_path / "m.csv")
     assert more.warnings == ["20 clips, more than the 19 published"]
 
     (tmp_path / "ESC-50-master" / "audio" / "3-300-A-0.wav").unlink()
     with pytest.raises(ConfitError, match=r"19 clips, fewer .*1 listed clip is missing, such as .*3-300-A-0\.wav"):
-        fetch(whole, tmp_path, tmp_path / "m.csv")
-    assert len(fetch(whole, tmp_path, tmp_path / "m.csv", partial=True).manifest) == 19
+        fetch(complete, tmp_path, tmp_path / "m.csv")
+    assert len(fetch(complete, tmp_path, tmp_path / "m.csv", partial=True).manifest) == 19
     for path in (tmp_path / "ESC-50-master" / "audio").iterdir():
         path.unlink()
     with pytest.raises(ConfitError, match="none of the clips of esc50 exists"):
-        fetch(whole, tmp_path, tmp_path / "m.csv", partial=True)
+        fetch(complete, tmp_path, tmp_path / "m.csv", partial=True)
 
 
 @pytest.mark.parametrize("name", list(CORPORA))
 def test_hidden_twins_of_an_archive_made_on_macos_are_no_clips(name: str, trees: Path, tmp_path: Path) -> None:
     tree = shutil.copytree(trees / name, tmp_path / "tree")
-    whole = taken(name, tree, tmp_path)
+    complete = taken(name, tree, tmp_path)
     for path in [path for path in tree.rglob("*") if path.is_file()]:
         path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
-    assert taken(name, tree, tmp_path) == whole
+    assert taken(name, tree, tmp_path) == complete
 
 
 def test_sound_that_cannot_be_read_is_told_at_once(tmp_path: Path) -> None:
@@ -358,24 +358,24 @@ def test_the_broken_recording_of_gtzan_on_kaggle_is_told(trees: Path, tmp_path: 
     tree = shutil.copytree(trees / "gtzan", tmp_path / "gtzan")
     path = tree / "Data" / "genres_original" / "jazz" / "jazz.00054.wav"
     sound(path, rate=22_050)
-    whole = taken("gtzan", tree, tmp_path)
-    assert not any("jazz" in warning for warning in whole.warnings)
+    complete = taken("gtzan", tree, tmp_path)
+    assert not any("jazz" in warning for warning in complete.warnings)
     path.write_bytes(b"\0" * 1000)
     broken = taken("gtzan", tree, tmp_path)
-    assert broken.manifest == whole.manifest
-    (told,) = set(broken.warnings) - set(whole.warnings)
-    assert told.startswith(
+    assert broken.manifest == complete.manifest
+    (new_warning,) = set(broken.warnings) - set(complete.warnings)
+    assert new_warning.startswith(
         f"{path} cannot be read, as in a widespread copy of gtzan: replace it by the file of another"
     )
 
 
 def test_urbansound_as_it_lies_on_kaggle(trees: Path, tmp_path: Path) -> None:
-    whole = taken("urbansound8k", trees / "urbansound8k", tmp_path).manifest
+    complete = taken("urbansound8k", trees / "urbansound8k", tmp_path).manifest
     tree = shutil.copytree(trees / "urbansound8k" / "UrbanSound8K" / "audio", tmp_path / "archive")
     shutil.copy(trees / "urbansound8k" / "UrbanSound8K" / "metadata" / "UrbanSound8K.csv", tree)
     fetched = taken("urbansound8k", tmp_path, tmp_path)
     assert fetched.tree == tree
-    assert fetched.manifest.fingerprint() == whole.fingerprint()
+    assert fetched.manifest.fingerprint() == complete.fingerprint()
 
 
 def test_mswc_words_of_one_recording_are_one_group(trees: Path, tmp_path: Path) -> None:
@@ -392,7 +392,7 @@ def test_mswc_words_of_one_recording_are_one_group(trees: Path, tmp_path: Path) 
 
 
 def test_mswc_with_its_splits_in_an_archive_of_their_own(trees: Path, tmp_path: Path) -> None:
-    whole = taken("mswc", trees / "mswc", tmp_path).manifest
+    complete = taken("mswc", trees / "mswc", tmp_path).manifest
     tree = tmp_path / "mswc"
     shutil.copytree(trees / "mswc" / "es" / "clips", tree / "audio" / "es" / "clips")
     for language in ("es", "de"):  # of all languages, where only one has its sound
@@ -400,7 +400,7 @@ def test_mswc_with_its_splits_in_an_archive_of_their_own(trees: Path, tmp_path: 
         shutil.copy(trees / "mswc" / "es" / "es_splits.csv", tree / "splits" / language / f"{language}_splits.csv")
     fetched = taken("mswc", tree, tmp_path)
     assert fetched.tree == tree
-    assert fetched.manifest.fingerprint() == whole.fingerprint()
+    assert fetched.manifest.fingerprint() == complete.fingerprint()
     clips = shutil.copytree(tree / "audio" / "es", tree / "audio" / "de") / "clips"
     with pytest.raises(ConfitError, match=r"expected one language .*, found de, es; put"):
         taken("mswc", tree, tmp_path)

@@ -74,16 +74,16 @@ def test_long_clips_lose_the_silence_around_their_sound(tmp_path: Path) -> None:
             padding = (0.1 * RATE, 5 * RATE) if label == "a" else (0.2 * RATE, 0.2 * RATE)
             padded = np.pad(sound * (1 + at) / 4, tuple(map(int, padding)))
             soundfile.write(tmp_path / label / f"{at}.wav", padded, RATE)
-    whole = read_corpus(tmp_path, rate=RATE, seed=0)
+    corpus = read_corpus(tmp_path, rate=RATE, seed=0)
     cut = read_corpus(tmp_path, rate=RATE, **Recipe().corpus_options())
-    for before, after, label in zip(whole.train.pcm, cut.train.pcm, cut.train.labels, strict=True):
+    for before, after, label in zip(corpus.train.pcm, cut.train.pcm, cut.train.labels, strict=True):
         if cut.classes[label] == "a":
             assert 0.5 <= len(after) / RATE < 1.0
             assert np.abs(after).max() == np.abs(before).max()
         else:  # it is no longer than the window: where it stands in it is kept
             assert np.array_equal(before, after)
     assert cut.train.uncut is not None
-    for before, uncut in zip(whole.train.pcm, cut.train.uncut, strict=True):
+    for before, uncut in zip(corpus.train.pcm, cut.train.uncut, strict=True):
         assert np.array_equal(before, uncut)
     assert len(read_corpus(tmp_path, rate=RATE, **Recipe(trim=False).corpus_options()).train.pcm[0]) > 5 * RATE
 
@@ -106,9 +106,9 @@ def test_background_is_an_unknown_class_with_a_part_kept_for_validation(run_corp
     assert run_corpus.classes[-1] == run_corpus.unknown == UNKNOWN
     recordings = [load_clip(path, RATE) for path in sound_files(background, "--background")]
     assert len(recordings) == 3
-    for whole, train, val in zip(recordings, run_corpus.background_train, run_corpus.background_val, strict=True):
-        assert np.array_equal(np.concatenate([train, val]), whole)  # in time: the end was never trained on
-        assert 0.2 < len(val) / len(whole) < 0.4
+    for recording, train, val in zip(recordings, run_corpus.background_train, run_corpus.background_val, strict=True):
+        assert np.array_equal(np.concatenate([train, val]), recording)  # in time: the end was never trained on
+        assert 0.2 < len(val) / len(recording) < 0.4
     clips = run_corpus.training_clips()
     assert len(clips) == len(run_corpus.train) + 3 == len(clips.targets) == len(clips.groups) == len(clips.paths)
     assert clips.targets[:, -1].tolist() == [0] * len(run_corpus.train) + [1, 1, 1]
@@ -147,12 +147,12 @@ def test_clips_and_background_of_hardly_anything_are_told_of(tmp_path: Path) -> 
         for label in ("b", "unknown"):
             (tmp_path / "own" / label).mkdir(exist_ok=True)
             soundfile.write(tmp_path / "own" / label / f"{at}.wav", dither[at + 3 * (label == "b")], RATE)
-    told = read_corpus(tmp_path / "own", rate=RATE, seed=0, background=tmp_path / "bg").notes
-    assert len(told) == 1
-    assert "3 labelled clips are almost silent, never above -70 dBFS (b/0.wav, b/1.wav, b/2.wav)" in told[0]
+    notes = read_corpus(tmp_path / "own", rate=RATE, seed=0, background=tmp_path / "bg").notes
+    assert len(notes) == 1
+    assert "3 labelled clips are almost silent, never above -70 dBFS (b/0.wav, b/1.wav, b/2.wav)" in notes[0]
     soundfile.write(tmp_path / "bg" / "1.wav", dither[8], RATE)
-    told = read_corpus(tmp_path / "own", rate=RATE, seed=0, background=tmp_path / "bg").notes
-    assert told[1:] == [
+    notes = read_corpus(tmp_path / "own", rate=RATE, seed=0, background=tmp_path / "bg").notes
+    assert notes[1:] == [
         f"warning: --background {tmp_path / 'bg'}: almost silent, never above -70 dBFS: {tmp_path / 'bg' / '1.wav'}; was the"
         " microphone muted?"
     ]

@@ -36,9 +36,9 @@ def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
 
 
 def test_curves_go_on_where_a_training_was_resumed(tmp_path: Path) -> None:
-    heard: list[dict[str, Any]] = []
-    stopped = tell(Curves(tmp_path, heard.append), range(3), stop_after=10)  # in the second batch of the third epoch
-    assert heard == stopped
+    events: list[dict[str, Any]] = []
+    stopped = tell(Curves(tmp_path, events.append), range(3), stop_after=10)  # in the second batch of the third epoch
+    assert events == stopped
     tell(Curves(tmp_path, None), range(2, 4))
     assert scalars(tmp_path, "batch/loss") == [(seen, seen) for seen in range(1, 13)]
     assert scalars(tmp_path, "epoch/val_linear") == [(3, 0.0), (6, 0.25), (9, 0.5), (12, 0.75)]

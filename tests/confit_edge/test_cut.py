@@ -22,8 +22,8 @@ RATE = 16_000
 
 
 def night(*sounds: tuple[str, float, float], seconds: float = 20.0) -> LabelledRecording:
-    heard = sorted((SoundEvent(*sound) for sound in sounds), key=lambda one: (one.start_s, one.end_s, one.label))
-    return LabelledRecording(Path("night.wav"), seconds, heard)
+    events = sorted((SoundEvent(*sound) for sound in sounds), key=lambda one: (one.start_s, one.end_s, one.label))
+    return LabelledRecording(Path("night.wav"), seconds, events)
 
 
 def test_a_margin_ends_where_another_sound_begins() -> None:

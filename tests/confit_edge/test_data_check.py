@@ -141,9 +141,9 @@ def test_a_class_that_is_to_stay_silent_is_told_of(folder: Path, label: str) -> 
     ],
 )
 def test_a_class_that_may_be_another_misspelt_is_suspected(clips: dict[str, int], suspected: list[str]) -> None:
-    told = misspelt_warnings(clips)
-    assert len(told) == len(suspected)
-    assert all(one.startswith(beginning) for one, beginning in zip(told, suspected, strict=True))
+    warnings = misspelt_warnings(clips)
+    assert len(warnings) == len(suspected)
+    assert all(one.startswith(beginning) for one, beginning in zip(warnings, suspected, strict=True))
 
 
 @settings(max_examples=50, deadline=None)
@@ -208,7 +208,7 @@ def pair_by_pair(clips: dict[str, int]) -> list[str]:
 @settings(max_examples=200, deadline=None)
 @given(clips=st.dictionaries(st.text("abA1_", min_size=4, max_size=8), st.integers(0, 12), max_size=40))
 def test_misspelt_classes_are_those_found_pair_by_pair(clips: dict[str, int]) -> None:
-    assert [told.removesuffix(" If so, rename it") for told in misspelt_warnings(clips)] == pair_by_pair(clips)
+    assert [warning.removesuffix(" If so, rename it") for warning in misspelt_warnings(clips)] == pair_by_pair(clips)
 
 
 def test_names_of_classes_are_not_held_against_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,9 +238,9 @@ def test_names_of_classes_are_not_held_against_each_other(monkeypatch: pytest.Mo
     ],
 )
 def test_classes_that_may_be_several_joined_are_suspected(labels: list[str], suspected: list[str]) -> None:
-    told = joined_labels_warning(labels)
-    assert (told is not None) == bool(suspected)
-    assert [label for label in labels if repr(label) in (told or "")] == suspected
+    warning = joined_labels_warning(labels)
+    assert (warning is not None) == bool(suspected)
+    assert [label for label in labels if repr(label) in (warning or "")] == suspected
 
 
 def test_joined_labels_are_warned_of_in_either_column(folder: Path) -> None:
@@ -413,7 +413,7 @@ def test_groups_of_one_clip_each_are_groups_where_somebody_named_them(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("groups", "told"),
+    ("groups", "warning"),
     [
         (lambda n: f"{n}" if n < 20 else "", "every clip is its"),  # the names of the files, without their endings
         (lambda n: "one" if n == 0 else "", "every clip is its"),
@@ -424,15 +424,15 @@ def test_groups_of_one_clip_each_are_groups_where_somebody_named_them(tmp_path: 
     ],
 )
 def test_groups_are_those_of_most_clips_of_each_class(
-    folder: Path, groups: Callable[[int], str], told: str | None
+    folder: Path, groups: Callable[[int], str], warning: str | None
 ) -> None:
     rows = "".join(f"{n}.wav,{'xy'[n % 2]},{groups(n)}\n" for n in range(22))
     manifest = "path,label,group\n" + rows
     report = report_of(folder, manifest)
-    assert says(report, f"{told} own group") == (told is not None)
-    assert says(report, "own group") == (told is not None)
+    assert says(report, f"{warning} own group") == (warning is not None)
+    assert says(report, "own group") == (warning is not None)
     (folder / "m.csv").write_text(manifest)
-    assert read_manifest(folder / "m.csv").grouped == (told is None)
+    assert read_manifest(folder / "m.csv").grouped == (warning is None)
 
 
 def test_a_folder_with_a_manifest_in_it_is_pointed_out(tmp_path: Path) -> None:

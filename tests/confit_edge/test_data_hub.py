@@ -87,14 +87,14 @@ def test_a_saved_set_becomes_clips_and_a_manifest(tmp_path: Path) -> None:
 
 def test_clips_are_written_over_nothing_and_through_no_link(tmp_path: Path) -> None:
     DatasetDict(train=part(4), test=part(4, 4)).save_to_disk(tmp_path / "set")
-    mine, folder = tmp_path / "mine.flac", tmp_path / "words" / "train"
-    mine.write_text("mine")
+    own_clip, folder = tmp_path / "mine.flac", tmp_path / "words" / "train"
+    own_clip.write_text("mine")
     folder.mkdir(parents=True)
-    (folder / "000000.flac").symlink_to(mine)
+    (folder / "000000.flac").symlink_to(own_clip)
     for source in (str(tmp_path / "set"), "of-the-hub/and-not-asked-for"):
         with pytest.raises(UsageError, match=r"words: is not empty, .*; remove it if .* earlier fetch, or .* with -o$"):
             fetch_hub(source, tmp_path / "words.csv")
-    assert mine.read_text() == "mine"
+    assert own_clip.read_text() == "mine"
     assert list((tmp_path / "words").rglob("*.flac")) == [folder / "000000.flac"]
 
 

@@ -36,14 +36,14 @@ def rows(manifest: Manifest) -> list[tuple[str, tuple[str, ...], str, str | None
 
 
 def test_csv_paths_start_at_the_manifest_and_extra_columns_are_ignored(tmp_path: Path) -> None:
-    elsewhere = tmp_path / "elsewhere.wav"
+    outside = tmp_path / "elsewhere.wav"
     manifest = read_manifest(
         write(
             tmp_path / "m" / "m.csv",
-            f"path,label,group,split,speed\nx/a.wav,yes,ann,train,1\n../b.wav,no,bob,,2\n{elsewhere},no,,test,3\n",
+            f"path,label,group,split,speed\nx/a.wav,yes,ann,train,1\n../b.wav,no,bob,,2\n{outside},no,,test,3\n",
         )
     )
-    assert [clip.path for clip in manifest.clips] == [tmp_path / "m/x/a.wav", tmp_path / "b.wav", elsewhere]
+    assert [clip.path for clip in manifest.clips] == [tmp_path / "m/x/a.wav", tmp_path / "b.wav", outside]
     assert [clip.label for clip in manifest.clips] == ["yes", "no", "no"]
     assert [clip.group for clip in manifest.clips] == ["ann", "bob", "../elsewhere.wav"]
     assert [clip.split for clip in manifest.clips] == ["train", None, "test"]

@@ -265,10 +265,10 @@ def test_a_published_split_that_tears_every_group_is_not_kept() -> None:
     assert changed == [
         "every group in train is also in test, so the published split was not kept: new splits were made, by group"
     ]
-    apart = [("a", f"{split}{at}", split) for split in ("train", "val", "test") for at in range(4)]
-    made, (told,) = without_leaks(manifest_of([*apart, *(row for row in rows if row[0] == "b")]))
+    disjoint = [("a", f"{split}{at}", split) for split in ("train", "val", "test") for at in range(4)]
+    made, (note,) = without_leaks(manifest_of([*disjoint, *(row for row in rows if row[0] == "b")]))
     assert groups_across_splits(made) == {}
-    assert "every group of class 'b' in train is also in test, so the published split was not kept" in told
+    assert "every group of class 'b' in train is also in test, so the published split was not kept" in note
     with pytest.raises(ManifestError, match="class 'a' has 2 clips in one group"):
         without_leaks(
             manifest_of([("a", "ann", "train"), ("a", "ann", "test"), ("b", "ben", "train"), ("b", "ben", "test")])

@@ -92,9 +92,9 @@ def test_clips_to_judge_by_are_refused_though_the_corpus_has_trimmed_them(teache
     assert max(map(len, corpus.test.pcm)) < 16_000
 
     def teaching_from(*files: Path) -> TeachingRun:
-        heard = [ClipStore(16_000).get(path) for path in files]
+        clips = [ClipStore(16_000).get(path) for path in files]
         about: dict[str, Any] = {"metrics": {}, "paths": list(files), "about": {}, "fingerprint": corpus.fingerprint}
-        return TeachingRun(teacher, heard, 16_000, LESSON, name="run", classes=corpus.classes, **about)
+        return TeachingRun(teacher, clips, 16_000, LESSON, name="run", classes=corpus.classes, **about)
 
     for at, split in ((2, "val"), (5, "test")):
         with pytest.raises(UsageError, match=f"{at}.wav is a {split} clip"):
@@ -176,10 +176,10 @@ def test_the_map_begins_as_a_ridge_regression_to_the_teachers_embeddings(student
     objective = Teaching(Bands(64), [], 8000, Lesson()).objective(RECIPE, dim=96, classes=2, multi_label=False)
     targets = torch.from_numpy(np.concatenate([np.zeros((40, 3), np.float32), taught], axis=1))
     objective.start(copy.deepcopy(student), torch.from_numpy(windows), targets, ridge=0.5)
-    heard = embed_clips(student, list(windows), CPU) * 96**0.5
+    embeddings = embed_clips(student, list(windows), CPU) * 96**0.5
     wanted = taught - taught.mean(axis=0)
     wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
-    expected = Ridge(alpha=0.5 * 40).fit(heard, wanted)
+    expected = Ridge(alpha=0.5 * 40).fit(embeddings, wanted)
     np.testing.assert_allclose(objective.map.weight.detach(), expected.coef_, atol=1e-4)
     np.testing.assert_allclose(objective.map.bias.detach(), expected.intercept_, atol=1e-4)
 
@@ -237,8 +237,8 @@ def test_a_teacher_hears_the_same_sound_at_its_own_rate_and_length(teacher_windo
     tones = np.sin(2 * np.pi * np.array([[500], [1500], [2500], [3400]]) * time)  # one in each band
     windows = (tones + 0.01 * rng.normal(size=tones.shape)).astype(np.float32)
     found = Teaching(Bands(teacher_window), [], 16_000, LESSON).embed(windows, CPU)
-    heard = [soxr.resample(window, 16_000, 8000) for window in windows]
-    np.testing.assert_allclose(found, embed_clips(Bands(teacher_window), heard, CPU), atol=1e-4)
+    resampled = [soxr.resample(window, 16_000, 8000) for window in windows]
+    np.testing.assert_allclose(found, embed_clips(Bands(teacher_window), resampled, CPU), atol=1e-4)
     assert found.argmax(axis=1).tolist() == [0, 1, 2, 3]
 
 
@@ -256,10 +256,10 @@ def test_a_student_comes_nearer_to_its_teacher_without_any_label(student: Encode
     recipe = replace(RECIPE, epochs=8, lr=(2e-3,), noise_probability=0.0)
     pupil = copy.deepcopy(student)
     fitted = fit(pupil, few, recipe, lr=2e-3, epochs=8, teaching=teaching)
-    heard = [centred(torch.tensor(clip), 12_800).numpy()[:12_800] for clip in few.train.pcm + few.test.pcm]
-    taught = torch.from_numpy(teaching.embed(np.stack(heard), CPU))
+    inputs = [centred(torch.tensor(clip), 12_800).numpy()[:12_800] for clip in few.train.pcm + few.test.pcm]
+    taught = torch.from_numpy(teaching.embed(np.stack(inputs), CPU))
     far = [
-        similarity_loss(torch.from_numpy(embed_clips(one, heard, CPU)), taught - taught.mean(dim=0), 0.1).item()
+        similarity_loss(torch.from_numpy(embed_clips(one, inputs, CPU)), taught - taught.mean(dim=0), 0.1).item()
         for one in (student, pupil)
     ]
     assert far[1] < 0.85 * far[0]

@@ -45,9 +45,9 @@ def launch(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]
 def on_two_machines(folder: Path, *arguments: str) -> list[str]:
     """What is said on stderr by a `train` that cannot be done, by two processes that have a folder each."""
     run = f'cd "{folder}/$RANK" && exec "{sys.executable}" -P -m confit_edge train "$@"'
-    said = launch("--no-python", "sh", "-c", run, "sh", *arguments, status=1).stderr
-    assert "confit_edge/" not in said  # no traceback of ours
-    return said.splitlines()
+    err = launch("--no-python", "sh", "-c", run, "sh", *arguments, status=1).stderr
+    assert "confit_edge/" not in err  # no traceback of ours
+    return err.splitlines()
 
 
 @pytest.fixture
@@ -62,9 +62,9 @@ def test_processes_with_other_clips_say_so_once_and_write_nothing(machines: Path
     manifest = machines / "1" / "words" / "manifest.csv"
     damaged = machines / "1" / "words" / next(csv.DictReader(manifest.open()))["path"]
     damaged.write_bytes(b"cut off")
-    said = on_two_machines(machines, "words/manifest.csv", "-o", "run", "--epochs", "1", "--device", "cpu")
-    assert [line for line in said if line.startswith("left out") and str(damaged) in line and "on process 1: " in line]
-    complaints = [line for line in said if line.startswith("confit-edge: ")]
+    err = on_two_machines(machines, "words/manifest.csv", "-o", "run", "--epochs", "1", "--device", "cpu")
+    assert [line for line in err if line.startswith("left out") and str(damaged) in line and "on process 1: " in line]
+    complaints = [line for line in err if line.startswith("confit-edge: ")]
     assert len(complaints) == 1
     assert "process 1 would train something different from process 0" in complaints[0]
     assert "the data (60 clips of 5 classes, there 59 clips of 5 classes)" in complaints[0]
@@ -75,8 +75,8 @@ def test_a_training_that_one_process_alone_sees_is_not_gone_on_with(
     machines: Path, launched: tuple[Path, list[dict[str, Any]]]
 ) -> None:
     shutil.copytree(launched[0], machines / "0" / "run")
-    said = on_two_machines(machines, "words/manifest.csv", "-o", "run", "--resume")
-    complaints = [line for line in said if line.startswith("confit-edge: ")]
+    err = on_two_machines(machines, "words/manifest.csv", "-o", "run", "--resume")
+    complaints = [line for line in err if line.startswith("confit-edge: ")]
     assert len(complaints) == 1
     assert "run: process 1 and process 0 see different trainings there" in complaints[0]
     assert not (machines / "1" / "run").exists()
@@ -85,11 +85,11 @@ def test_a_training_that_one_process_alone_sees_is_not_gone_on_with(
 def test_a_training_that_one_process_alone_is_to_go_on_with_is_refused(manifest: Path, tmp_path: Path) -> None:
     run = f'[ "$RANK" = 0 ] || set -- "$@" --resume; exec "{sys.executable}" -P -m confit_edge train "$@"'
     out = tmp_path / "run"
-    said = launch(
+    err = launch(
         "--no-python", "sh", "-c", run, "sh", str(manifest), "-o", str(out), "--device", "cpu", status=1
     ).stderr
-    assert "confit_edge/" not in said  # no traceback of ours
-    complaints = [line for line in said.splitlines() if line.startswith("confit-edge: ")]
+    assert "confit_edge/" not in err  # no traceback of ours
+    complaints = [line for line in err.splitlines() if line.startswith("confit-edge: ")]
     assert complaints == [
         "confit-edge: process 1 has --resume, but process 0 does not: give all processes the same command"
     ]
@@ -110,12 +110,12 @@ def test_a_process_that_waits_for_others_says_so(manifest: Path, tmp_path: Path)
     ending.start()
     try:
         assert process.stderr
-        said = next((line for line in process.stderr if line.startswith("waiting")), "")
+        line_read = next((line for line in process.stderr if line.startswith("waiting")), "")
     finally:
         ending.cancel()
         process.kill()
         process.communicate()
-    assert said == "waiting for the other processes (WORLD_SIZE is 2; unset it to train alone)\n"
+    assert line_read == "waiting for the other processes (WORLD_SIZE is 2; unset it to train alone)\n"
 
 
 def test_a_process_without_its_place_on_the_machine_does_not_wait_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,14 +159,14 @@ def test_a_process_that_ends_is_told_of_in_one_line(manifest: Path, tmp_path: Pa
         while not (tmp_path / "run" / "checkpoint.safetensors").is_file() and time.monotonic() < deadline:
             time.sleep(0.1)
         second.kill()
-        said = first.communicate(timeout=60)[1]
+        err = first.communicate(timeout=60)[1]
     finally:
         for process in (first, second):
             process.kill()
             process.communicate()
     assert first.returncode == 1
-    assert said.splitlines()[-1].startswith("confit-edge: another process of this training ended")
-    assert "Traceback" not in said
+    assert err.splitlines()[-1].startswith("confit-edge: another process of this training ended")
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(
@@ -192,10 +192,10 @@ def test_what_fails_before_processes_have_met_is_said_by_each(arguments: list[st
         for rank in "01"
     ]
     for process in each:
-        said = process.communicate(timeout=120)[1]
+        err = process.communicate(timeout=120)[1]
         assert process.returncode == 2
-        assert told in said
-        assert "Traceback" not in said
+        assert told in err
+        assert "Traceback" not in err
     assert not list(tmp_path.iterdir())
 
 
@@ -234,8 +234,8 @@ def test_two_processes_end_with_the_weights_of_one(case: str, trained: Path, cor
     assert all(torch.equal(first[name], second[name]) for name in alone)
     start = processes.in_double().state_dict()
     assert max(float((alone[name] - start[name]).abs().max()) for name in start) > 3e-4
-    apart = {name: float((first[name] - alone[name]).abs().max()) for name in alone}
-    assert max(apart.values()) < 1e-8, sorted(apart.items(), key=lambda one: -one[1])[:5]
+    difference = {name: float((first[name] - alone[name]).abs().max()) for name in alone}
+    assert max(difference.values()) < 1e-8, sorted(difference.items(), key=lambda one: -one[1])[:5]
 
 
 def test_the_gradients_are_those_of_one_batch(trained: Path) -> None:
@@ -251,13 +251,13 @@ def test_the_gradients_are_those_of_one_batch(trained: Path) -> None:
 
 
 def test_what_several_processes_cannot_do_is_said_by_each(trained: Path) -> None:
-    said = [(trained / f"refusals-{rank}.txt").read_text(encoding="utf-8").splitlines() for rank in (0, 1)]
-    assert said[0] == said[1]
-    over_batch, one_device, diverged, apart, other, drifted, of_one, another_verb, elsewhere = said[0]
+    refusals = [(trained / f"refusals-{rank}.txt").read_text(encoding="utf-8").splitlines() for rank in (0, 1)]
+    assert refusals[0] == refusals[1]
+    over_batch, one_device, diverged, alone, other, drifted, of_one, another_verb, elsewhere = refusals[0]
     assert "normalises over the batch (layers.44)" in over_batch
     assert "--device cpu:0" in one_device
     assert "smaller lr" in diverged
-    assert "only 1 of 2 processes can see it" in apart
+    assert "only 1 of 2 processes can see it" in alone
     assert "process 1 has a different recipe" in other
     assert "weights of process 1 no longer equal those of process 0 (" in drifted
     assert " differ, first encoder." in drifted

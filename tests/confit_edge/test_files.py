@@ -60,12 +60,12 @@ def test_killed_while_it_writes_the_file_is_the_former_or_the_new_and_the_next_w
 
 
 def test_others_may_read_what_they_may_read_of_other_files(tmp_path: Path) -> None:
-    former = os.umask(0o022)
+    umask = os.umask(0o022)
     try:
         write_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(3)})
         write_text(tmp_path / "x.json", "{}")
     finally:
-        os.umask(former)
+        os.umask(umask)
     assert {oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {"0o644"}
 
 
@@ -95,13 +95,13 @@ def test_a_text_that_cannot_be_written_leaves_the_former(tmp_path: Path) -> None
 
 
 def test_nothing_is_written_through_a_link_that_others_laid_beside_a_file(tmp_path: Path) -> None:
-    mine, folder = tmp_path / "mine", tmp_path / "shared"
-    mine.write_text("mine")
+    target, folder = tmp_path / "mine", tmp_path / "shared"
+    target.write_text("mine")
     folder.mkdir()
-    (folder / ".x.md.partial").symlink_to(mine)
+    (folder / ".x.md.partial").symlink_to(target)
     write_text(folder / "x.md", "new")
     assert ((folder / "x.md").read_text(), (folder / "x.md").is_symlink()) == ("new", False)
-    assert mine.read_text() == "mine"
+    assert target.read_text() == "mine"
 
 
 def test_a_file_is_removed_with_what_a_killed_writer_left(tmp_path: Path) -> None:

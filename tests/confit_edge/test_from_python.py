@@ -69,7 +69,7 @@ def test_arrays_of_a_program_are_learnt_as_files_are(few: Corpus, manifest: Path
 
 
 @pytest.mark.parametrize(
-    ("like", "told"),
+    ("like", "message"),
     [
         (lambda pcm: (pcm * 32767).astype(np.int16), r"not int16 \[\d+\]; use int16 / np.float32\(32768\)"),
         (lambda pcm: pcm.astype(np.float64), r"not float64 \[\d+\]"),
@@ -80,8 +80,8 @@ def test_arrays_of_a_program_are_learnt_as_files_are(few: Corpus, manifest: Path
         (lambda pcm: torch.from_numpy(pcm.copy()), "not a Tensor"),
     ],
 )
-def test_arrays_that_are_no_sound_are_refused(few: Corpus, like: Callable[[Any], Any], told: str) -> None:
-    with pytest.raises(UsageError, match=rf"^Clips: pcm\[0\] \(.*\.ogg\) must be .*{told}"):
+def test_arrays_that_are_no_sound_are_refused(few: Corpus, like: Callable[[Any], Any], message: str) -> None:
+    with pytest.raises(UsageError, match=rf"^Clips: pcm\[0\] \(.*\.ogg\) must be .*{message}"):
         arrays(few.train, like)
 
 
@@ -110,11 +110,11 @@ def test_a_sample_that_is_no_number_is_told_before_training(few: Corpus, manifes
     pcm = [damaged(few.val.pcm[0]), *few.val.pcm[1:]]
     path = re.escape(str(few.val.paths[0]))
     encoder = pretrained(SHORT.encoder, SHORT.window)
-    for corpus, told in (
+    for corpus, message in (
         (replace(few, val=replace(few.val, pcm=pcm, uncut=None)), path),
         (replace(few, background_train=[pcm[0]]), r"background_train\[0\]"),
     ):
-        with pytest.raises(UsageError, match=rf"^{told}: contains samples that are not finite"):
+        with pytest.raises(UsageError, match=rf"^{message}: contains samples that are not finite"):
             train_corpus(encoder, corpus, SHORT, manifest=manifest, device=CPU, name="words")
 
 
@@ -132,12 +132,14 @@ def test_a_class_without_training_clips_is_told_before_training(few: Corpus, man
 
 def test_a_corpus_at_another_rate_than_the_encoders_is_refused(run: Run, manifest: Path, tmp_path: Path) -> None:
     slow = read_corpus(manifest, rate=8_000, **run.recipe.corpus_options())
-    told = r"manifest.csv: was read at 8000 Hz, but the encoder needs 16000 Hz; use read_corpus\(\.\.\., rate=16000\)$"
-    with pytest.raises(UsageError, match=told):
+    message = (
+        r"manifest.csv: was read at 8000 Hz, but the encoder needs 16000 Hz; use read_corpus\(\.\.\., rate=16000\)$"
+    )
+    with pytest.raises(UsageError, match=message):
         train_corpus(run.encoder, slow, SHORT, manifest=manifest, device=CPU, name="words")
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         dual_probe(run.encoder, slow, SHORT, CPU)
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         export_run(run, slow, tmp_path / "words.onnx", say=print)
 
 
@@ -170,7 +172,7 @@ class Own(Encoder):
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"dim": 9}, r"frames\(\) of one window \[1, 20480\] must be \[1, time, dim\], with dim 9; it is \[1, 61, 8\]"),
         ({"frames": lambda self, pcm: Own.frames(self, pcm).mean(dim=1)}, r"it is \[1, 8\]$"),
@@ -189,10 +191,10 @@ class Own(Encoder):
         ({"blocks": lambda self: [[self.first], [self.first, self.second]]}, r"first.weight is in 2 of blocks\(\)"),
     ],
 )
-def test_an_encoder_that_is_not_as_the_protocol_says_is_refused(changed: dict[str, Any], told: str) -> None:
+def test_an_encoder_that_is_not_as_the_protocol_says_is_refused(changed: dict[str, Any], message: str) -> None:
     check_encoder(Own())
     check_encoder(type("Counted", (Own,), {"hop": np.int64(Own.hop)})())
-    with pytest.raises(UsageError, match=rf"^encoder Other: .*{told}"):
+    with pytest.raises(UsageError, match=rf"^encoder Other: .*{message}"):
         check_encoder(type("Other", (Own,), changed)())
 
 

@@ -56,10 +56,10 @@ def test_the_bins_left_out_weigh_nothing(low: float, high: float) -> None:
     first, last = needed_bins(filters)
     assert filters[:first].sum() == filters[last + 1 :].sum() == 0.0
     pcm = torch.randn(1, 1, 4000)
-    some = Spectrum(fft=512, taps=400, hop=160, first=first, last=last)
+    spectrum = Spectrum(fft=512, taps=400, hop=160, first=first, last=last)
     every = Spectrum(fft=512, taps=400, hop=160, first=0, last=256)
     few, whole = (
-        power(some(pcm)).transpose(1, 2) @ filters[first : last + 1],
+        power(spectrum(pcm)).transpose(1, 2) @ filters[first : last + 1],
         power(every(pcm)).transpose(1, 2) @ filters,
     )
     torch.testing.assert_close(few, whole, rtol=1e-5, atol=1e-5)

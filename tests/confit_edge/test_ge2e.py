@@ -76,8 +76,8 @@ def test_neither_level_nor_offset_nor_hum_matter(
     voice = pcm / pcm.square().mean(dim=1, keepdim=True).sqrt() * 10 ** (-30 / 20)
     wave = 0.01 * 2**0.5 * torch.sin(2 * np.pi * hum * torch.arange(encoder.window) / RATE)
     with torch.no_grad():
-        heard = encoder(10 ** (gain_db / 20) * (voice + wave) + offset)
-        assert (heard * encoder(voice)).sum(dim=1).min() > (0.97 if hum else 0.9999)
+        embedding = encoder(10 ** (gain_db / 20) * (voice + wave) + offset)
+        assert (embedding * encoder(voice)).sum(dim=1).min() > (0.97 if hum else 0.9999)
 
 
 def test_a_quiet_room_is_heard_as_noise_and_silence_stays_silent(encoder: GE2E, pcm: torch.Tensor) -> None:

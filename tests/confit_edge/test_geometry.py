@@ -169,10 +169,10 @@ def test_class_measures_are_those_of_the_loops() -> None:
 def test_classes_that_come_apart_raise_every_measure_of_classes() -> None:
     x, labels = classes()
     middles = np.array([x[labels == label].mean(axis=0) for label in labels])
-    mixed, apart = m.describe(x, labels), m.describe(middles + 0.2 * (x - middles), labels)
+    mixed, separated = m.describe(x, labels), m.describe(middles + 0.2 * (x - middles), labels)
     for name in ("scatter", "fisher", "silhouette", "neighbours"):
-        assert apart[name] > mixed[name], name
-    assert apart["alignment"] < mixed["alignment"]
+        assert separated[name] > mixed[name], name
+    assert separated["alignment"] < mixed["alignment"]
 
 
 def test_more_clips_than_are_paired_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,10 +286,10 @@ def test_an_interval_ends_where_its_measure_does_and_that_of_a_change_does_not()
     def measure(rows: Ints) -> dict[str, float]:
         return m.pointwise(x[rows], labels[rows])
 
-    ended, free = m.jackknife(measure, groups, ranges=m.RANGES), m.jackknife(measure, groups)
+    clipped, free = m.jackknife(measure, groups, ranges=m.RANGES), m.jackknife(measure, groups)
     for name, (low, high) in free.items():
         least, most = m.RANGES.get(name, (-math.inf, math.inf))
-        assert ended[name] == (max(low, least), min(high, most)), name
+        assert clipped[name] == (max(low, least), min(high, most)), name
     assert free["anisotropy"][1] > 1
     assert free["isoscore"][0] < 0
     assert free["fisher"][0] < 0
@@ -373,16 +373,16 @@ def test_numbers_of_a_logarithmic_axis_are_numbers(tmp_path: Path) -> None:
     plots._plain_numbers(axes.xaxis)
     assert [axes.xaxis.get_major_formatter()(value) for value in (0.1, 1, 10, 100)] == ["0.1", "1", "10", "100"]
     axes.set(xlim=(0.15, 0.9))
-    told = axes.xaxis.get_minor_formatter().format_ticks([0.2, 0.3, 0.4, 0.5, 0.6])
-    assert told == ["0.2", "0.3", "0.4", "", "0.6"]
+    tick_labels = axes.xaxis.get_minor_formatter().format_ticks([0.2, 0.3, 0.4, 0.5, 0.6])
+    assert tick_labels == ["0.2", "0.3", "0.4", "", "0.6"]
 
 
 def test_of_many_classes_the_most_confused_are_shown_and_a_plot_stays_small(tmp_path: Path) -> None:
     names = [f"speaker {number}" for number in range(630)]
     truth = np.arange(630)
-    heard = truth.copy()
-    heard[[5, 6]] = [6, 5]
-    plots.confusion_matrix(truth, heard, names, tmp_path / "confusion.png")
+    predicted = truth.copy()
+    predicted[[5, 6]] = [6, 5]
+    plots.confusion_matrix(truth, predicted, names, tmp_path / "confusion.png")
     plots.confusion_matrix(truth[:40], truth[:40], names[:40], tmp_path / "whole.png")
     many, whole = (imread(tmp_path / f"{name}.png").shape for name in ("confusion", "whole"))
     assert max(many) < 1.1 * max(whole)
@@ -401,8 +401,8 @@ def test_a_map_keeps_neighbours_together_and_is_the_same_again(method: str) -> N
     labels = np.repeat(np.arange(4), 15)
     x = (np.eye(8)[labels] + 0.05 * np.random.default_rng(0).standard_normal((60, 8))).astype(np.float32)
     points = plots._flattened(x, method, seed=0)
-    apart = np.linalg.norm(points[:, None] - points[None], axis=2) + 1e9 * np.eye(60)
-    assert (labels[apart.argmin(axis=1)] == labels).all()
+    distances = np.linalg.norm(points[:, None] - points[None], axis=2) + 1e9 * np.eye(60)
+    assert (labels[distances.argmin(axis=1)] == labels).all()
     np.testing.assert_array_equal(plots._flattened(x, method, seed=0), points)
 
 

@@ -44,9 +44,9 @@ def test_all_of_the_background_is_heard(family: str) -> None:
         naive += [whole[at : at + encoder.window] for at in range(0, len(whole) - encoder.window + 1, step)]
     with torch.no_grad():
         expected = encoder(torch.from_numpy(np.stack(naive))).numpy()
-    heard = embed_background(encoder, recordings, CPU, 0)
-    assert heard.shape == expected.shape
-    np.testing.assert_allclose(heard, expected, atol=2e-5)
+    embedded = embed_background(encoder, recordings, CPU, 0)
+    assert embedded.shape == expected.shape
+    np.testing.assert_allclose(embedded, expected, atol=2e-5)
 
 
 def test_of_much_background_pieces_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:

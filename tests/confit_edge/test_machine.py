@@ -36,16 +36,16 @@ def test_a_gpu_that_only_emulates_bf16_trains_in_fp32(
     gpu = torch.device("cuda")
     assert pick_precision("auto", gpu) == precision
     assert list(remarks_on_machine("fp32", gpu)) == []
-    said = list(remarks_on_machine("bf16", gpu))
-    assert said == ([] if precision == "bf16" else [said[0]])
-    assert all("this cuda only emulates it" in one for one in said)
+    notes = list(remarks_on_machine("bf16", gpu))
+    assert notes == ([] if precision == "bf16" else [notes[0]])
+    assert all("this cuda only emulates it" in one for one in notes)
 
 
 def test_the_precision_of_the_launcher_is_told_to_count_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for launchers, told in (("no", False), ("fp32", False), ("fp16", True)):
+    for launchers, warned in (("no", False), ("fp32", False), ("fp16", True)):
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launchers)
-        said = list(remarks_on_machine("fp32", torch.device("cpu")))
-        assert said == (["accelerate's mixed_precision (fp16) is ignored: --precision is fp32"] if told else [])
+        notes = list(remarks_on_machine("fp32", torch.device("cpu")))
+        assert notes == (["accelerate's mixed_precision (fp16) is ignored: --precision is fp32"] if warned else [])
 
 
 def test_too_little_memory_says_what_needs_less() -> None:

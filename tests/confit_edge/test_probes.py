@@ -416,10 +416,10 @@ def test_how_far_a_probe_is_is_told_of_a_total_known_beforehand(run_corpus: Corp
     corpus = run_corpus if streams else without_background(run_corpus)
     long = [np.tile(corpus.train.pcm[0], 3), *corpus.train.pcm[1:]]
     corpus = replace(corpus, train=replace(corpus.train, pcm=long))
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     recipe = Recipe(probe_views=2)
-    dual_probe(pretrained("speech-embedding", 1.28), corpus, recipe, CPU, progress=lambda *of: told.append(of))
-    done, totals = zip(*told, strict=True)
+    dual_probe(pretrained("speech-embedding", 1.28), corpus, recipe, CPU, progress=lambda *of: progress.append(of))
+    done, totals = zip(*progress, strict=True)
     assert len(set(totals)) == 1
     assert (done[0], done[-1]) == (0, totals[0])
     assert list(done) == sorted(done)
@@ -445,8 +445,8 @@ def test_views_are_rows_of_streams_with_their_own_targets(run_corpus: Corpus) ->
 
 
 def test_half_of_what_is_unknown_is_background_alone(run_corpus: Corpus) -> None:
-    encoder, heard = pretrained("speech-embedding", 1.28), run_corpus.background_train
-    _, targets = stream_views(encoder, run_corpus, run_corpus.train, heard, Recipe(), CPU, views=1, salt=2)
+    encoder, background = pretrained("speech-embedding", 1.28), run_corpus.background_train
+    _, targets = stream_views(encoder, run_corpus, run_corpus.train, background, Recipe(), CPU, views=1, salt=2)
     unknown = run_corpus.classes.index(UNKNOWN)
     spoken = int((targets[:, unknown] == 0).sum())
     alone = spoken // 2
@@ -573,8 +573,8 @@ def test_streams_are_as_long_as_they_may_be_and_no_longer(monkeypatch: pytest.Mo
 
 def test_each_view_is_another_stream(run_corpus: Corpus) -> None:
     """Else a second one would say nothing that the first has not said."""
-    encoder, heard = pretrained("speech-embedding", 1.28), run_corpus.background_train
-    rows, targets = stream_views(encoder, run_corpus, run_corpus.train, heard, Recipe(), CPU, views=2, salt=2)
+    encoder, background = pretrained("speech-embedding", 1.28), run_corpus.background_train
+    rows, targets = stream_views(encoder, run_corpus, run_corpus.train, background, Recipe(), CPU, views=2, salt=2)
     spoken = rows[targets[:, run_corpus.classes.index(UNKNOWN)] == 0]
     assert len({row.tobytes() for row in spoken}) == len(spoken)
 

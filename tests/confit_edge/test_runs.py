@@ -189,10 +189,10 @@ def test_of_few_clips_several_trainings_are_averaged(
     cut: Callable[..., Path], run_corpus: Corpus, tmp_path: Path
 ) -> None:
     few_words = cut(words=("yes", "stop"), voices={"train": 2, "val": 1})
-    told: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
     recipe = Recipe(epochs=1, probe_views=1, frozen_baseline=False, clips_per_class=2)
-    train(few_words, tmp_path / "run", recipe, watch=told.append)
-    (note,) = [event["text"] for event in told if event["stage"] == "note" and "--soup 1" in event["text"]]
+    train(few_words, tmp_path / "run", recipe, watch=events.append)
+    (note,) = [event["text"] for event in events if event["stage"] == "note" and "--soup 1" in event["text"]]
     assert f"averaging {SOUP_OF_FEW} trainings" in note
     made = read_run(tmp_path / "run")
     assert made.recipe.soup == SOUP_OF_FEW
@@ -260,8 +260,8 @@ def test_clips_with_several_labels_train_and_get_probes(
     # each label by itself would call half of all sound its own; what is like no clip is none's
     assert found.typicality is not None
     silence = embed_clips(found.encoder, [np.zeros(16_000, np.float32)], CPU)
-    heard = (found.linear.scores(silence) * found.typicality.factors(silence))[0]
-    assert heard[[name != "unknown" for name in found.info.classes]].max() < 0.2
+    silence_scores = (found.linear.scores(silence) * found.typicality.factors(silence))[0]
+    assert silence_scores[[name != "unknown" for name in found.info.classes]].max() < 0.2
 
 
 # damage
@@ -398,17 +398,17 @@ def test_killed_while_the_run_is_being_written_it_is_written_again(
 
 
 def test_a_plot_that_cannot_be_drawn_costs_no_run(cut: Callable[..., Path], tmp_path: Path) -> None:
-    manifest, out, told = cut(words=("yes", "stop"), voices={"train": 2, "val": 1}), tmp_path / "run", []
+    manifest, out, events = cut(words=("yes", "stop"), voices={"train": 2, "val": 1}), tmp_path / "run", []
 
     def in_the_way(event: dict[str, Any]) -> None:
-        told.append(event)
+        events.append(event)
         if event["stage"] == "probe":
             (out / "plots").write_text("where plots would go")
 
     recipe = Recipe(epochs=1, soup=1, probe_views=1, frozen_baseline=False, clips_per_class=2)
     train(manifest, out, recipe, watch=in_the_way)
     read_run(out)
-    notes = [event["text"] for event in told if event["stage"] == "note"]
+    notes = [event["text"] for event in events if event["stage"] == "note"]
     assert any(note.startswith(f"warning: {out / 'plots' / 'learning.png'} could not be drawn (") for note in notes)
     assert not (out / "started.json").exists()
 
@@ -442,16 +442,16 @@ def test_a_recipe_that_cannot_be_done_leaves_nothing(
 def test_a_training_suspects_a_class_that_is_another_misspelt(cut: Callable[..., Path], tmp_path: Path) -> None:
     manifest = cut(words=("yes", "stop"), voices={"train": 2, "val": 1})
     manifest.write_text(manifest.read_text().replace(",yes,", ",Stop,"))
-    told = []
+    events = []
 
     def stop(event: dict[str, Any]) -> None:
-        told.append(event.get("text", ""))
+        events.append(event.get("text", ""))
         if event["stage"] == "epoch":
             raise StoppedError
 
     with pytest.raises(StoppedError):
         train(manifest, tmp_path / "run", Recipe(epochs=1, frozen_baseline=False, clips_per_class=2), watch=stop)
-    assert "warning: 'Stop' (3 clips): is it 'stop' (3)? If so, rename it" in told
+    assert "warning: 'Stop' (3 clips): is it 'stop' (3)? If so, rename it" in events
 
 
 def test_a_training_suspects_labels_that_are_joined(cut: Callable[..., Path]) -> None:
@@ -459,8 +459,8 @@ def test_a_training_suspects_labels_that_are_joined(cut: Callable[..., Path]) ->
     table = manifest.read_text().replace(",seven,", ',"yes,stop",')
     manifest.write_text(table)
     corpus = read_corpus(manifest, rate=16_000, seed=0)
-    told = list(remarks(corpus, describe_data(manifest, corpus, 16_000)))
-    assert any("warning: class 'yes,stop' is learnt separately" in line for line in told)
+    notes = list(remarks(corpus, describe_data(manifest, corpus, 16_000)))
+    assert any("warning: class 'yes,stop' is learnt separately" in line for line in notes)
 
 
 def test_a_training_tells_of_a_label_that_all_its_clips_have(
@@ -472,11 +472,11 @@ def test_a_training_tells_of_a_label_that_all_its_clips_have(
     manifest.write_text(table.replace(",yes,", ",word|yes,").replace(",stop,", ",word,"))
     for sound, warned in ((None, True), (background, False)):
         corpus = read_corpus(manifest, rate=16_000, seed=0, background=sound)
-        told = list(remarks(corpus, describe_data(manifest, corpus, 16_000)))
+        notes = list(remarks(corpus, describe_data(manifest, corpus, 16_000)))
         assert (
             any(
                 "every training clip is 'word': the model learns nothing to distinguish it from" in line
-                for line in told
+                for line in notes
             )
             == warned
         )
@@ -519,25 +519,25 @@ def test_resuming_needs_the_same_recipe_and_the_same_data(cut: Callable[..., Pat
     with pytest.raises(ConfitError, match=r"started\.json: lacks chosen_by; remove"):
         train(manifest, tmp_path / "run", recipe, resume=True)
     beginning.write_text(by_one)
-    begun, places = json.loads(by_one), {"background": "there", "others": "there"}
-    elsewhere = {**begun, "recipe": {**begun["recipe"], **places}}
-    check_same_training(tmp_path, elsewhere, begun)  # the same sound, which has moved
-    other_folder = {**begun, "recipe": {**begun["recipe"], "encoder": "/there"}}
-    check_same_training(tmp_path, other_folder, begun)  # the same weights
+    started, places = json.loads(by_one), {"background": "there", "others": "there"}
+    other_device = {**started, "recipe": {**started["recipe"], **places}}
+    check_same_training(tmp_path, other_device, started)  # the same sound, which has moved
+    other_folder = {**started, "recipe": {**started["recipe"], "encoder": "/there"}}
+    check_same_training(tmp_path, other_folder, started)  # the same weights
     with pytest.raises(UsageError, match=r"differ: encoder \(/there, now speech-embedding\)$"):
-        check_same_training(tmp_path, {**other_folder, "encoder_sha256": "another"}, begun)
+        check_same_training(tmp_path, {**other_folder, "encoder_sha256": "another"}, started)
     with pytest.raises(UsageError, match=r"differ: others \(there, now none\), background \(there, now none\)$"):
-        check_same_training(tmp_path, {**elsewhere, "fingerprint": "another"}, begun)
+        check_same_training(tmp_path, {**other_device, "fingerprint": "another"}, started)
     clip = sorted(manifest.parent.glob("yes-*.ogg"))[0]
     original = clip.read_bytes()
     soundfile.write(clip, np.random.default_rng(0).uniform(-0.1, 0.1, 9000), 16_000, format="OGG", subtype="OPUS")
     with pytest.raises(UsageError, match=r"differ: the data$"):
         train(manifest, tmp_path / "run", recipe, resume=True)
     clip.write_bytes(original)
-    beginning.write_text(json.dumps({**begun, "device": "cuda"}))
-    elsewhere, told = replace(recipe, device="cpu:0", strict=True), []  # neither changes what is learnt
-    assert train(manifest, tmp_path / "run", elsewhere, resume=True, watch=told.append) is not None
-    assert [event for event in told if "started on cuda, resuming on cpu" in event.get("text", "")]
-    assert [event for event in told if event.get("text", "") == "resuming after epoch 1 of 2"]
+    beginning.write_text(json.dumps({**started, "device": "cuda"}))
+    other_device, events = replace(recipe, device="cpu:0", strict=True), []  # neither changes what is learnt
+    assert train(manifest, tmp_path / "run", other_device, resume=True, watch=events.append) is not None
+    assert [event for event in events if "started on cuda, resuming on cpu" in event.get("text", "")]
+    assert [event for event in events if event.get("text", "") == "resuming after epoch 1 of 2"]
     assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 3
     assert not (tmp_path / "run" / runs.CHECKPOINT).exists()

@@ -61,10 +61,10 @@ def test_what_the_demo_took_is_told_with_its_memory_where_the_system_tells_that(
 @pytest.mark.parametrize("order", [("bad", "long"), ("long", "bad")])
 def test_an_error_of_one_training_ends_the_other(manifest: Path, tmp_path: Path, order: tuple[str, str]) -> None:
     both = {"bad": Recipe(epochs=1, background=str(tmp_path / "nowhere")), "long": Recipe(epochs=10_000)}
-    begun = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(UsageError, match="nowhere"):
         train_all(manifest, tmp_path / "runs", {name: both[name] for name in order}, None)
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - started < 60
 
 
 def test_a_worker_has_its_threads_and_was_begun_and_is_told_of_with_the_advice_when_it_dies(tmp_path: Path) -> None:
@@ -81,13 +81,13 @@ def test_a_worker_has_its_threads_and_was_begun_and_is_told_of_with_the_advice_w
 def test_leaving_ends_its_own_processes_only() -> None:
     """Whatever else the program began meanwhile, from another thread say, goes on."""
     with workers(1, threads=1, advice=ADVICE) as pool:
-        theirs = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
-        theirs.start()
+        other_process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+        other_process.start()
         working = pool.submit(time.sleep, 60)
         while not working.running():
             time.sleep(0.01)
-        begun = time.monotonic()
-    assert time.monotonic() - begun < 30
-    assert multiprocessing.active_children() == [theirs]
-    theirs.terminate()
-    theirs.join()
+        started = time.monotonic()
+    assert time.monotonic() - started < 30
+    assert multiprocessing.active_children() == [other_process]
+    other_process.terminate()
+    other_process.join()

@@ -78,15 +78,15 @@ def test_a_conclusion_says_for_how_many_comparisons_its_intervals_are_widened() 
         return {"linear": list(share + rng.normal(0, 0.01, 20)), "knn": [share] * 20}
 
     dropped = Results(
-        outcome({"objective": "pairtune", "basis": "own", "what": what, "dimensions": count}, seed, near(share))
-        for what, shares in (("drop top", (0.9, 0.7, 0.8)), ("drop random", (0.9, 0.8, 0.8)))
+        outcome({"objective": "pairtune", "basis": "own", "what": arm_name, "dimensions": count}, seed, near(share))
+        for arm_name, shares in (("drop top", (0.9, 0.7, 0.8)), ("drop random", (0.9, 0.8, 0.8)))
         for count, share in enumerate(shares)
         for seed in range(3)
     )
     lines = dimensions.conclude(dropped)
     assert lines[:2] == ["frozen was not measured.", "finetune was not measured."]
-    (told,) = [line for line in lines if "differs from dropping as many at random" in line]
-    assert re.search(r"for 1 \(-\d+\.\d points \[-\d+\.\d, -\d+\.\d\]\)\.", told)
+    (claim,) = [line for line in lines if "differs from dropping as many at random" in line]
+    assert re.search(r"for 1 \(-\d+\.\d points \[-\d+\.\d, -\d+\.\d\]\)\.", claim)
     assert "(Intervals widened for 2 comparisons.)" in lines
     grid = Results(
         outcome({"batch": size, "window": window, "hardness": 0.0}, seed, near(0.8), val_linear=0.8)
@@ -158,11 +158,11 @@ def test_of_classes_a_gain_is_held_against_that_of_the_fewest(gain: float, verdi
         f"With 2 classes: PairTune + linear probe is below {FEATURES}",
     ]
     assert lines[4] == "(Intervals widened for 2 comparisons.)"
-    told = f"The gain over {HEAD} with 50 classes is {verdict} that with 2"
+    claim = f"The gain over {HEAD} with 50 classes is {verdict} that with 2"
     untold = [
         f"No significant difference between the gain over {r} with 50 classes and that with 2" for r in (HEAD, FEATURES)
     ]
-    assert lines[5:] == ([told, untold[1]] if verdict else untold)
+    assert lines[5:] == ([claim, untold[1]] if verdict else untold)
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_encoders_that_no_other_was_judged_beside_make_no_correlation() -> None:
 
 def test_a_measure_that_has_nothing_to_do_with_accuracy_is_seldom_correlated_with_it() -> None:
     """In each layout (arms on each of some data) of encoders of three seeds, one interval in twenty may leave out zero."""
-    rng, told = np.random.default_rng(0), Counter[tuple[int, ...]]()
+    rng, significant = np.random.default_rng(0), Counter[tuple[int, ...]]()
     layouts = [(8,), (4, 6), (3,) * 6, (2,) * 3]
     for layout, _ in itertools.product(layouts, range(200)):
         made = [
@@ -334,9 +334,9 @@ def test_a_measure_that_has_nothing_to_do_with_accuracy_is_seldom_correlated_wit
             for arm, worth in enumerate(rng.normal(size=(arms, 2)))
             for seed in range(3)
         ]
-        told[layout] += isotropy.pairs(Results(made).rows, "isoscore", "linear").correlation().significant
-    assert all(0.02 < told[layout] / 200 < 0.08 for layout in layouts[:-1])
-    assert not told[2, 2, 2]  # all three in one order: one draw in four
+        significant[layout] += isotropy.pairs(Results(made).rows, "isoscore", "linear").correlation().significant
+    assert all(0.02 < significant[layout] / 200 < 0.08 for layout in layouts[:-1])
+    assert not significant[2, 2, 2]  # all three in one order: one draw in four
 
 
 def test_a_perfect_correlation_of_few_encoders_has_an_interval() -> None:

@@ -50,9 +50,9 @@ def test_a_cut_is_of_the_seed_and_a_small_cut_is_part_of_a_large_one(corpus: Cor
 
 
 def test_a_cut_to_groups_and_to_classes_keeps_just_these(corpus: Corpus) -> None:
-    some = cut(corpus, Subset(groups=2), 1)
-    assert len(set(some.train.groups)) == 2
-    assert some.val.paths == corpus.val.paths
+    two_groups = cut(corpus, Subset(groups=2), 1)
+    assert len(set(two_groups.train.groups)) == 2
+    assert two_groups.val.paths == corpus.val.paths
     for name in ("train", "val", "test"):
         one, whole = getattr(cut(corpus, Subset(classes=3), 1), name), getattr(corpus, name)
         kept = draw_classes(corpus, 3, 1)

@@ -54,7 +54,7 @@ def test_counts_that_agree_in_all_seeds_are_known_to_half_a_step() -> None:
 def test_a_difference_of_nothing_is_seldom_told() -> None:
     """Two arms that are equally good, on groups that differ: about one interval in twenty may leave out zero."""
     rng = np.random.default_rng(0)
-    told = 0
+    significant = 0
     for _ in range(200):
         hard = rng.uniform(0.4, 0.9, 12)
         outcomes = [
@@ -63,13 +63,13 @@ def test_a_difference_of_nothing_is_seldom_told() -> None:
             for quirk in [rng.normal(0, 0.08, 12)]
             for seed in range(3)
         ]
-        told += Results(outcomes).difference(Side("linear", {"o": "a"}), Side("linear", {"o": "b"})).significant
-    assert told / 200 < 0.08
+        significant += Results(outcomes).difference(Side("linear", {"o": "a"}), Side("linear", {"o": "b"})).significant
+    assert significant / 200 < 0.08
 
 
 def test_map_has_the_interval_of_its_own_bootstrap_and_nothing_is_seldom_told() -> None:
     """Of two arms that hear three labels equally well: the interval of one seed is as long as that of `judge`'s draws."""
-    rng, told, lengths = np.random.default_rng(0), 0, []
+    rng, significant, lengths = np.random.default_rng(0), 0, []
     groups = [f"g{group}" for group in range(20) for _ in range(8)]
     for _ in range(100):
         targets = (rng.random((160, 3)) < 0.35).astype(np.int8)
@@ -88,13 +88,13 @@ def test_map_has_the_interval_of_its_own_bootstrap_and_nothing_is_seldom_told() 
             )
             for (arm, seed), one in scores.items()
         )
-        told += results.difference(Side("linear", {"o": "a"}), Side("linear", {"o": "b"})).significant
+        significant += results.difference(Side("linear", {"o": "a"}), Side("linear", {"o": "b"})).significant
         alone = results.where(lambda row: row.seed == 0).share("linear", o="a")
         own = judge(scores["a", 0], targets, groups, ["x", "y", "z"], multi_label=True).metrics["map"]
         assert alone.value == pytest.approx(own.value)
         low, high = interval(own.value, own.samples, own.units)
         lengths.append((alone.high - alone.low) / (high - low))
-    assert told / 100 < 0.1
+    assert significant / 100 < 0.1
     assert np.mean(lengths) == pytest.approx(1, abs=0.1)
 
 
@@ -160,13 +160,13 @@ def test_one_seed_of_one_group_has_no_interval_and_unanimity_a_bound() -> None:
 
 def test_what_no_test_clip_was_of_has_no_figure_and_does_not_end_a_study() -> None:
     """Of `shots`, a seed whose rare classes have no test clip: other seeds are told, and of none there is nothing to tell."""
-    some = Results(
+    unanimous = Results(
         outcome({"o": arm}, seed, {"linear": [0.5, 0.5], "linear_rare": rare})
         for arm in "ab"
         for seed, rare in ((0, []), (1, [1.0, 0.5]))
     )
-    assert some.share("linear_rare", o="a").value == 0.75
-    none = some.where(lambda row: row.seed == 0)
+    assert unanimous.share("linear_rare", o="a").value == 0.75
+    none = unanimous.where(lambda row: row.seed == 0)
     gap = none.difference(Side("linear_rare", {"o": "a"}), Side("linear_rare", {"o": "b"}))
     assert versus("A", "B", gap) == "A and B were not both measured."
     assert none.share("linear", o="a").value == 0.5

@@ -97,8 +97,8 @@ def test_the_penalty_is_of_the_whole_batch(corpus: Corpus, changes: dict[str, An
         loss, _ = FineTune.forward(training.objective, embeddings := encoder(pcm), targets)
         loss = loss + 0.7 * dimensions.imbalance(embeddings)
         wanted = torch.autograd.grad(loss / recipe.accumulate, training.parameters)
-        told = training._backward(pcm, targets, recipe.accumulate)
-        assert told["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        loss_parts = training._backward(pcm, targets, recipe.accumulate)
+        assert loss_parts["loss"] == pytest.approx(loss.item(), rel=1e-5)
         found = [parameter.grad for parameter in training.parameters if parameter.grad is not None]
         one, other = (torch.cat([gradient.flatten() for gradient in gradients]) for gradients in (found, wanted))
         assert float((one - other).norm() / other.norm()) < 1e-5

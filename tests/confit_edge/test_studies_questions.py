@@ -196,9 +196,9 @@ def test_isotropy_refuses_a_study_that_it_can_use_nothing_of(
 def test_isotropy_judges_a_run_whose_pre_trained_encoder_is_gone(
     tones: Path, recipe: Recipe, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    began = shutil.copytree(checkpoints["wav2vec2"], tmp_path / "checkpoint")
-    train(tones, tmp_path / "run", replace(recipe, encoder=str(began), window=0.5, freeze="all", soup=1))
-    shutil.rmtree(began)
+    checkpoint = shutil.copytree(checkpoints["wav2vec2"], tmp_path / "checkpoint")
+    train(tones, tmp_path / "run", replace(recipe, encoder=str(checkpoint), window=0.5, freeze="all", soup=1))
+    shutil.rmtree(checkpoint)
     planned = prepare(find("isotropy"), source_of(tones, recipe), tmp_path / "out", seeds=1, earlier=[tmp_path / "run"])
     (outcome,) = run(planned, 1).outcomes
     (point,) = outcome.points
@@ -336,11 +336,11 @@ def test_unseen_needs_classes_to_hold_back(tones: Path, recipe: Recipe, tmp_path
 
 @pytest.mark.parametrize("name", ["classes", "unseen"])
 def test_studies_that_draw_classes_want_each_in_test(name: str, tones: Path, recipe: Recipe, tmp_path: Path) -> None:
-    some, manifest = tmp_path / "some.csv", read_manifest(tones)
+    subset, manifest = tmp_path / "some.csv", read_manifest(tones)
     clips = tuple(clip for clip in manifest.clips if clip.split != "test" or clip.labels != ("tone2",))
-    write_manifest(replace(manifest, clips=clips, source=some), some)
+    write_manifest(replace(manifest, clips=clips, source=subset), subset)
     with pytest.raises(UsageError, match="class 'tone2' has no test clip"):
-        plan(name, some, recipe, tmp_path / "out")
+        plan(name, subset, recipe, tmp_path / "out")
 
 
 def test_unseen_has_prints_of_the_groups_that_it_trained_on(
@@ -368,10 +368,10 @@ def test_the_cost_of_a_trial_counts_every_clip_that_is_embedded(
     """By a clock that goes a second on for each clip: `unseen` embeds far more than the probes do."""
     seconds = 0
 
-    def counted(encoder: Encoder, pcm: list[Any], device: torch.device, **told: Any) -> Any:
+    def counted(encoder: Encoder, pcm: list[Any], device: torch.device, **settings: Any) -> Any:
         nonlocal seconds
         seconds += len(pcm)
-        return embed_clips(encoder, pcm, device, **told)
+        return embed_clips(encoder, pcm, device, **settings)
 
     for module in (dual, views, unseen):
         monkeypatch.setattr(module, "embed_clips", counted)
@@ -396,10 +396,10 @@ def test_the_cost_of_hearing_the_background_is_once_a_trial_and_of_no_clip(
     soundfile.write(tmp_path / "noise.wav", sound, 16_000)
     seconds = 0
 
-    def counted(*args: Any, **told: Any) -> Any:
+    def counted(*args: Any, **settings: Any) -> Any:
         nonlocal seconds
         seconds += 100
-        return embed_background(*args, **told)
+        return embed_background(*args, **settings)
 
     for module in (dual, cost):
         monkeypatch.setattr(module, "embed_background", counted)
@@ -442,13 +442,13 @@ def test_batch_counts_the_clips_of_the_unknown_class(tones: Path) -> None:
     def named(known: Corpus) -> set[object]:
         columns = ((0, 0), (0, 1))
         train, val = (replace(clips, targets=np.pad(clips.targets, columns)) for clips in (known.train, known.val))
-        heard = replace(
+        corpus_with_background = replace(
             known, train=train, val=val, classes=[*known.classes, UNKNOWN], unknown=UNKNOWN, background_train=background
         )
-        trials = find("batch").plan(heard, Recipe())
+        trials = find("batch").plan(corpus_with_background, Recipe())
         assert len({json.dumps(dict(trial.arm)) for trial in trials}) == len(trials)
         for trial in trials:
-            batches = epoch_batches(heard.training_clips(), heard, trial.recipe, 0)
+            batches = epoch_batches(corpus_with_background.training_clips(), corpus_with_background, trial.recipe, 0)
             assert {len(batch) for batch in batches} == {trial.arm["batch"]}
         return {trial.arm["batch"] for trial in trials}
 

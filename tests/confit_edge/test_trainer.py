@@ -323,10 +323,12 @@ def test_a_soup_that_goes_on_keeps_an_epoch_of_its_present_training(
 
 def test_each_epoch_hears_its_clips_in_another_way(attention: Encoder, few: Corpus) -> None:
     alike = replace(few, train=replace(few.train, pcm=[few.train.pcm[0]] * len(few.train)))
-    encoder, heard = copy.deepcopy(attention), list[Tensor]()
-    encoder.register_forward_pre_hook(lambda module, inputs: heard.append(inputs[0]) if module.training else None)
+    encoder, encoder_inputs = copy.deepcopy(attention), list[Tensor]()
+    encoder.register_forward_pre_hook(
+        lambda module, inputs: encoder_inputs.append(inputs[0]) if module.training else None
+    )
     fit(encoder, alike, replace(RECIPE, epochs=2), lr=1e-4, epochs=2)
-    first, second = heard[0], heard[len(heard) // 2]
+    first, second = encoder_inputs[0], encoder_inputs[len(encoder_inputs) // 2]
     assert first.shape == second.shape
     assert not torch.equal(first, second)
 
@@ -425,8 +427,8 @@ def moved(encoder: Encoder, before: Encoder) -> list[bool]:
     return [
         any(
             not torch.equal(one, other)
-            for module, was in zip(block, old, strict=True)
-            for one, other in zip(module.parameters(), was.parameters(), strict=True)
+            for module, previous in zip(block, old, strict=True)
+            for one, other in zip(module.parameters(), previous.parameters(), strict=True)
         )
         for block, old in zip(encoder.blocks(), before.blocks(), strict=True)
     ]
@@ -477,9 +479,12 @@ def test_the_head_learns_at_a_rate_of_its_own(attention: Encoder, few: Corpus, l
     torch.manual_seed(recipe.seed)
     start = make_objective(recipe, attention.dim, len(few.classes), False).state_dict(prefix="objective.")
     _, weights = trained(attention, few, recipe, lr=lr)
-    gone = {name: float((weights[name] - was).abs().max()) for name, was in {**attention.state_dict(), **start}.items()}
-    head = max(gone.pop(name) for name in start)
-    assert (head > 1e-4, max(gone.values()) > 1e-4) == (head_lr > lr, lr > head_lr)
+    change = {
+        name: float((weights[name] - before).abs().max())
+        for name, before in {**attention.state_dict(), **start}.items()
+    }
+    head = max(change.pop(name) for name in start)
+    assert (head > 1e-4, max(change.values()) > 1e-4) == (head_lr > lr, lr > head_lr)
 
 
 def test_steps_stand_on_several_batches_and_the_rest_of_an_epoch(speech_embedding: Encoder, few: Corpus) -> None:

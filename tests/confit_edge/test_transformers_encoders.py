@@ -136,8 +136,8 @@ def test_how_input_is_normalised_is_read_wherever_it_is_told_and_else_taken_from
         Wav2Vec2Model(config).save_pretrained(folder)
         assert pretrained(str(folder), 1.0).preprocessor == {"do_normalize": normalised}  # type: ignore[attr-defined]
         assert "has no preprocessor_config.json" in caplog.text
-        told = {"do_normalize": not normalised, "feature_extractor_type": "Wav2Vec2FeatureExtractor"}
-        (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": told}))
+        preprocessor = {"do_normalize": not normalised, "feature_extractor_type": "Wav2Vec2FeatureExtractor"}
+        (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": preprocessor}))
         assert pretrained(str(folder), 1.0).preprocessor == {"do_normalize": not normalised}  # type: ignore[attr-defined]
 
 
@@ -554,7 +554,7 @@ def test_a_folder_without_a_checkpoint_and_damaged_weights_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("file", "damaged", "told"),
+    ("file", "damaged", "message"),
     [
         ("preprocessor_config.json", {"feature_extractor_type": "Nope"}, "Unrecognized feature extractor"),
         ("preprocessor_config.json", [], "cannot be read"),
@@ -566,20 +566,20 @@ def test_a_folder_without_a_checkpoint_and_damaged_weights_are_refused(
     ],
 )
 def test_a_checkpoint_whose_files_tell_of_no_model_is_refused(
-    checkpoints: dict[str, Path], tmp_path: Path, file: str, damaged: dict[str, object] | list[object], told: str
+    checkpoints: dict[str, Path], tmp_path: Path, file: str, damaged: dict[str, object] | list[object], message: str
 ) -> None:
     folder = shutil.copytree(checkpoints["wav2vec2"], tmp_path / "damaged")
     if file == "config.json" and isinstance(damaged, dict):
         damaged = {**json.loads((folder / file).read_text()), **damaged}
     (folder / file).write_text(json.dumps(damaged))
-    with pytest.raises(UsageError, match=f"--encoder .*{told}") as caught:
+    with pytest.raises(UsageError, match=f"--encoder .*{message}") as caught:
         pretrained(str(folder), WINDOW_S)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 100 + 3 * len(str(folder))
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("std", None, "sets std to None; it must be a number above 0"),
         ("std", [1, 2] * 50, r"sets std to \[1, 2, .*; it must be a number above 0"),
@@ -594,13 +594,13 @@ def test_a_checkpoint_whose_files_tell_of_no_model_is_refused(
     ],
 )
 def test_a_feature_extractor_with_a_value_of_the_wrong_kind_is_refused(
-    checkpoints: dict[str, Path], tmp_path: Path, key: str, value: object, told: str
+    checkpoints: dict[str, Path], tmp_path: Path, key: str, value: object, message: str
 ) -> None:
     folder = shutil.copytree(checkpoints["ast"], tmp_path / "damaged")
     ASTFeatureExtractor().save_pretrained(folder)
     file = folder / "preprocessor_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
-    with pytest.raises(UsageError, match=f"--encoder .*preprocessor_config.json,? {told}$") as caught:
+    with pytest.raises(UsageError, match=f"--encoder .*preprocessor_config.json,? {message}$") as caught:
         pretrained(str(folder), WINDOW_S)
     assert len(str(caught.value)) < 200 + len(str(folder))
 

@@ -176,20 +176,20 @@ def test_int8_is_small_and_as_good(exports: dict[str, Exported]) -> None:
     assert int8.shipped["val"]["accuracy"] >= fp32.shipped["val"]["accuracy"] - 0.005
     assert int8.contract.parity["cosine"] >= 0.99
     assert (int8.contract.precision, fp32.contract.precision) == ("int8", "fp32")
-    told = {key: int8.contract.metrics[key] for key in ("fired", "softer")}
-    assert int8.contract.metrics == {**int8.shipped, **told, "gate": {"passed": True, "failures": []}}
+    metrics = {key: int8.contract.metrics[key] for key in ("fired", "softer")}
+    assert int8.contract.metrics == {**int8.shipped, **metrics, "gate": {"passed": True, "failures": []}}
     assert int8.contract.parity["fp32"] == int8.fp32 == fp32.shipped
 
 
 def test_the_share_that_fires_is_what_a_listener_hears(models: dict[str, Model], run_corpus: Corpus) -> None:
     model, clips = models["int8"], run_corpus.test if len(run_corpus.test) else run_corpus.val
-    heard = []
+    labels_per_precision = []
     for pcm, target in zip(clips.pcm, clips.targets, strict=True):
         stream = model.stream(lead_in=True)
         events = [*stream.accept(pcm, 16_000), *stream.finish()]
-        heard.append(run_corpus.classes[int(target.argmax())] in {event.label for event in events})
+        labels_per_precision.append(run_corpus.classes[int(target.argmax())] in {event.label for event in events})
     fired = model.contract.metrics["fired"]
-    assert (fired["n"], fired["accuracy"]) == (len(clips), pytest.approx(np.mean(heard)))
+    assert (fired["n"], fired["accuracy"]) == (len(clips), pytest.approx(np.mean(labels_per_precision)))
     cut = replace(
         clips, pcm=[pcm[: len(pcm) // 8] for pcm in clips.pcm]
     )  # a device does not hear what was cut for training
@@ -200,21 +200,25 @@ def test_the_share_that_fires_is_what_a_listener_hears(models: dict[str, Model],
 def test_what_softer_sound_costs_is_what_a_listener_misses(
     models: dict[str, Model], run: Run, run_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, said = models["int8"], []
+    model, messages = models["int8"], []
     count = {}
     for gain in (1.0, 0.1):
         streams = [(model.stream(lead_in=True), pcm * np.float32(gain)) for pcm in run_corpus.val.pcm]
-        heard = [{event.label for event in [*one.accept(pcm, 16_000), *one.finish()]} for one, pcm in streams]
+        labels_per_model = [
+            {event.label for event in [*one.accept(pcm, 16_000), *one.finish()]} for one, pcm in streams
+        ]
         wanted = [run_corpus.classes[int(target.argmax())] for target in run_corpus.val.targets]
-        count[gain] = sum(label in labels for label, labels in zip(wanted, heard, strict=True))
-    told = model.contract.metrics["softer"]
-    assert told == {"db": 20.0, "fired": count[0.1], "as_recorded": count[1.0], "n": len(run_corpus.val)}
-    assert count_softer(model, run_corpus, run, said.append) == told
-    assert not said
+        count[gain] = sum(label in labels for label, labels in zip(wanted, labels_per_model, strict=True))
+    counts = model.contract.metrics["softer"]
+    assert counts == {"db": 20.0, "fired": count[0.1], "as_recorded": count[1.0], "n": len(run_corpus.val)}
+    assert count_softer(model, run_corpus, run, messages.append) == counts
+    assert not messages
     monkeypatch.setattr(measure, "SOFTER_DB", 200.0)  # nothing is left of it
-    assert count_softer(model, run_corpus, run, said.append) == {**told, "db": 200.0, "fired": 0}
-    assert said[0].startswith(f"warning: 200 dB softer, as from the next room, 0 of {told['n']} validation sounds fire")
-    assert "`--gain` above 6 " in said[0]
+    assert count_softer(model, run_corpus, run, messages.append) == {**counts, "db": 200.0, "fired": 0}
+    assert messages[0].startswith(
+        f"warning: 200 dB softer, as from the next room, 0 of {counts['n']} validation sounds fire"
+    )
+    assert "`--gain` above 6 " in messages[0]
 
 
 def test_int8_embeds_nearly_as_fp32(models: dict[str, Model], corpus: Corpus) -> None:
@@ -325,12 +329,12 @@ def test_a_hop_costs_at_most_a_fifth_of_its_window(run: Run) -> None:
     products = 8 * 240 * 32 + len(run.typicality.axes) * len(run.info.classes)
     assert sum(by_node.values()) == hooked + products
 
-    anew = macs_by_hooks(encoder.layers, torch.zeros(1, 1, 76, 32))
+    by_hooks = macs_by_hooks(encoder.layers, torch.zeros(1, 1, 76, 32))
     hop_only = sum(macs for name, macs in by_node.items() if not name.startswith(model.fp32_scopes))
-    assert anew > 1_000_000
-    assert hop_only <= 0.2 * anew
+    assert by_hooks > 1_000_000
+    assert hop_only <= 0.2 * by_hooks
     # with the front end and the head it is no worse
-    whole = macs_by_hooks(encoder.spectrum, torch.zeros(1, 1, RECEPTIVE)) + 76 * 120 * 32 + anew
+    whole = macs_by_hooks(encoder.spectrum, torch.zeros(1, 1, RECEPTIVE)) + 76 * 120 * 32 + by_hooks
     assert sum(by_node.values()) <= 0.2 * whole
 
 
@@ -377,19 +381,21 @@ def test_a_failed_gate_names_the_layers_to_blame_and_leaves_no_file_but_an_older
 
 @pytest.mark.usefixtures("bad_calibration")
 def test_force_writes_the_file_and_its_contract_tells_what_failed(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:
-    said: list[str] = []
-    made = export_run(run, run_corpus, tmp_path / "words.onnx", force=True, say=said.append)
+    messages: list[str] = []
+    made = export_run(run, run_corpus, tmp_path / "words.onnx", force=True, say=messages.append)
     verdict = load(made.path).contract.metrics["gate"]
     assert not verdict["passed"]
     assert any("cosine" in failure for failure in verdict["failures"])
     assert made.contract.parity["cosine"] < 0.99
-    assert any("does not pass the gate" in line for line in said)
+    assert any("does not pass the gate" in line for line in messages)
     lost, clips = made.fp32["test"]["accuracy"] - made.shipped["test"]["accuracy"], len(run_corpus.test)
     assert lost > 0.2
-    assert any(line.startswith("accuracy on test: int8 ") and f" of {clips} clips, fp32 " in line for line in said)
-    (beware,) = [line for line in said if line.startswith("warning: on test, quantising to int8 loses ")]
-    assert f" {100 * lost:.2f} points of accuracy, {round(lost * clips)} of {clips} clips: more than the gate" in beware
-    assert "--no-quantize" in beware
+    assert any(line.startswith("accuracy on test: int8 ") and f" of {clips} clips, fp32 " in line for line in messages)
+    (warning,) = [line for line in messages if line.startswith("warning: on test, quantising to int8 loses ")]
+    assert (
+        f" {100 * lost:.2f} points of accuracy, {round(lost * clips)} of {clips} clips: more than the gate" in warning
+    )
+    assert "--no-quantize" in warning
     # the sweep that looked for a way out is told, worst layer first
     errors = list(made.contract.parity["sweep"]["errors"].values())
     assert len(errors) == 20
@@ -397,19 +403,19 @@ def test_force_writes_the_file_and_its_contract_tells_what_failed(run: Run, run_
 
 
 def test_a_loss_on_test_is_told_beyond_what_the_gate_allows() -> None:
-    def told(*lost: float) -> list[str]:
-        said: list[str] = []
+    def warnings_for(*lost: float) -> list[str]:
+        messages: list[str] = []
         fp32, int8 = (
             {"n": 400, "low": 0.5, "high": 1.0, "accuracy": 0.95 - less}
             | {"map": 0.9 - less_map, "map_low": 0.5, "map_high": 1.0}
             for less, less_map in ((0.0, 0.0), lost)
         )
-        compare_on_test(fp32, int8, "int8", said.append)
-        return said[1:]
+        compare_on_test(fp32, int8, "int8", messages.append)
+        return messages[1:]
 
-    assert told(0.005, 0.005) == told(-0.1, -0.1) == []
-    assert "loses 0.75 points of accuracy, 3 of 400 clips: more" in told(0.0075, 0.0)[0]
-    assert "loses 3.00 points of mAP: more" in told(0.0, 0.03)[0]
+    assert warnings_for(0.005, 0.005) == warnings_for(-0.1, -0.1) == []
+    assert "loses 0.75 points of accuracy, 3 of 400 clips: more" in warnings_for(0.0075, 0.0)[0]
+    assert "loses 3.00 points of mAP: more" in warnings_for(0.0, 0.03)[0]
 
 
 # what is in the file
@@ -552,12 +558,12 @@ def test_data_that_changed_or_moved_is_noticed(run: Run, manifest: Path, tmp_pat
 
 
 def test_a_model_that_hears_little_is_told_of(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:
-    for scale, told in ((0.0, True), (1.0, False)):  # a probe that knows nothing, and the run's own
+    for scale, warned in ((0.0, True), (1.0, False)):  # a probe that knows nothing, and the run's own
         probe = replace(run.linear, weight=scale * run.linear.weight, bias=scale * run.linear.bias)
-        said: list[str] = []
+        messages: list[str] = []
         changed = replace(run, linear=probe)
-        export_run(changed, run_corpus, tmp_path / f"{scale}.onnx", quantize=False, force=True, say=said.append)
-        assert any(line.startswith("warning: a device would hear ") for line in said) == told
+        export_run(changed, run_corpus, tmp_path / f"{scale}.onnx", quantize=False, force=True, say=messages.append)
+        assert any(line.startswith("warning: a device would hear ") for line in messages) == warned
 
 
 def test_a_model_file_must_be_called_onnx(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:

@@ -19,14 +19,14 @@ from confit_runtime import load
 Floats = npt.NDArray[np.float32]
 
 
-def heard(right: list[int], turned: float = 0.0) -> Predictions:
+def predictions(right: list[int], turned: float = 0.0) -> Predictions:
     """Clips of two groups in turn, with embeddings turned by an angle."""
     embeddings = np.tile(np.array([[np.cos(turned), np.sin(turned)]], np.float32), (len(right), 1))
     return Predictions(np.array(right, bool), embeddings, ["ab"[index % 2] for index in range(len(right))])
 
 
 def test_the_loss_is_in_points_and_clips_and_paired() -> None:
-    verdict = Verdict.compare(heard([1, 1, 1, 0] * 100), heard([1, 1, 0, 1] * 99 + [1, 1, 0, 0]), seed=0)
+    verdict = Verdict.compare(predictions([1, 1, 1, 0] * 100), predictions([1, 1, 0, 1] * 99 + [1, 1, 0, 0]), seed=0)
     assert verdict.clips_lost == 1
     assert verdict.clips == 400
     assert verdict.lost.difference == pytest.approx(1 / 400)
@@ -37,21 +37,21 @@ def test_the_loss_is_in_points_and_clips_and_paired() -> None:
 
 
 def test_half_a_point_passes_and_more_does_not() -> None:
-    fp32 = heard([1] * 400)
-    assert Verdict.compare(fp32, heard([1] * 398 + [0] * 2), seed=0).failures == []
-    (failure,) = Verdict.compare(fp32, heard([1] * 397 + [0] * 3), seed=0).failures
+    fp32 = predictions([1] * 400)
+    assert Verdict.compare(fp32, predictions([1] * 398 + [0] * 2), seed=0).failures == []
+    (failure,) = Verdict.compare(fp32, predictions([1] * 397 + [0] * 3), seed=0).failures
     assert "0.75 points" in failure
     assert "at most 0.5" in failure
 
 
 def test_one_clip_of_few_is_a_failure_and_is_told_in_clips() -> None:
-    (failure,) = Verdict.compare(heard([1] * 20), heard([1] * 19 + [0]), seed=0).failures
+    (failure,) = Verdict.compare(predictions([1] * 20), predictions([1] * 19 + [0]), seed=0).failures
     assert "5.00 points" in failure
     assert "1 of 20 clips" in failure
 
 
 def test_a_gain_is_no_failure_and_is_called_a_gain() -> None:
-    verdict = Verdict.compare(heard([0] * 20), heard([1] * 20), seed=0)
+    verdict = Verdict.compare(predictions([0] * 20), predictions([1] * 20), seed=0)
     assert verdict.failures == []
     assert "gains 100.00 points" in verdict.accuracy_change
 
@@ -71,14 +71,14 @@ def test_the_interval_of_a_gain_is_of_the_gain() -> None:
 
 @pytest.mark.parametrize(("angle", "passes"), [(0.0, True), (np.arccos(0.991), True), (np.arccos(0.989), False)])
 def test_embeddings_may_turn_by_a_cosine_of_099(angle: float, passes: bool) -> None:
-    verdict = Verdict.compare(heard([1] * 20), heard([1] * 20, angle), seed=0)
+    verdict = Verdict.compare(predictions([1] * 20), predictions([1] * 20, angle), seed=0)
     assert verdict.cosine == pytest.approx(np.cos(angle), abs=1e-6)
     assert (verdict.failures == []) == passes
 
 
 def test_embeddings_that_are_not_numbers_fail() -> None:
     broken = Predictions(np.ones(2, bool), np.full((2, 2), np.nan, np.float32), ["a", "b"])
-    assert Verdict.compare(heard([1, 1]), broken, seed=0).failures
+    assert Verdict.compare(predictions([1, 1]), broken, seed=0).failures
 
 
 def test_a_clip_without_a_label_is_neither_right_nor_wrong(exports: dict[str, Exported], run_corpus: Corpus) -> None:
@@ -87,11 +87,11 @@ def test_a_clip_without_a_label_is_neither_right_nor_wrong(exports: dict[str, Ex
     whole = Predictions.of(model, val, run_corpus)
     targets = val.targets.copy()
     targets[::3] = 0
-    heard = Predictions.of(model, replace(val, targets=targets), run_corpus)
+    predictions = Predictions.of(model, replace(val, targets=targets), run_corpus)
     kept = np.flatnonzero(targets.any(axis=1))
-    assert heard.correct.tolist() == whole.correct[kept].tolist()
-    assert heard.groups == [val.groups[at] for at in kept]
-    assert len(heard.embeddings) == len(val)
+    assert predictions.correct.tolist() == whole.correct[kept].tolist()
+    assert predictions.groups == [val.groups[at] for at in kept]
+    assert len(predictions.embeddings) == len(val)
 
 
 def test_clips_are_heard_with_embeddings_of_length_1_and_labels_by_name(
@@ -100,24 +100,24 @@ def test_clips_are_heard_with_embeddings_of_length_1_and_labels_by_name(
     model, val = load(exports["fp32"].path), run_corpus.val
     twice = replace(val, pcm=[np.concatenate([pcm, val.pcm[0]]) for pcm in val.pcm])  # of several rows, which differ
     assert np.linalg.norm(model.rows(twice.pcm[1], 16_000)[1].mean(axis=0)) < 0.99
-    heard = Predictions.of(model, twice, run_corpus)
-    np.testing.assert_allclose(np.linalg.norm(heard.embeddings, axis=1), 1, atol=1e-5)
+    predictions = Predictions.of(model, twice, run_corpus)
+    np.testing.assert_allclose(np.linalg.norm(predictions.embeddings, axis=1), 1, atol=1e-5)
     backwards = replace(run_corpus, classes=run_corpus.classes[::-1])
     again = Predictions.of(model, replace(twice, targets=val.targets[:, ::-1]), backwards)
-    assert heard.correct.any()
-    assert again.correct.tolist() == heard.correct.tolist()
+    assert predictions.correct.any()
+    assert again.correct.tolist() == predictions.correct.tolist()
 
 
 def test_of_several_labels_more_than_half_a_point_of_map_lost_is_a_failure() -> None:
     """Best labels all right, and nothing told of the others."""
-    fp32 = replace(heard([1] * 20), ranking={"map": 0.8})
+    fp32 = replace(predictions([1] * 20), ranking={"map": 0.8})
     assert Verdict.compare(fp32, replace(fp32, ranking={"map": 0.7951}), seed=0).failures == []
     verdict = Verdict.compare(fp32, replace(fp32, ranking={"map": 0.79}), seed=0)
     assert verdict.failures == ["it loses 1.00 points of validation mAP (at most 0.5 points allowed)"]
     assert verdict.to_dict()["map_lost"] == pytest.approx(0.01)
     assert "its mAP changes by -1.00 points" in verdict.summary
     assert Verdict.compare(fp32, replace(fp32, ranking={"map": float("nan")}), seed=0).failures
-    assert "map_lost" not in Verdict.compare(heard([1]), heard([1]), seed=0).to_dict()
+    assert "map_lost" not in Verdict.compare(predictions([1]), predictions([1]), seed=0).to_dict()
 
 
 def test_the_unknown_class_is_no_answer_where_clips_have_several_labels(run_corpus: Corpus) -> None:

@@ -43,14 +43,14 @@ def test_a_rounded_input_has_256_levels_and_holds_zero_exactly() -> None:
 
 def test_fine_tuning_leaves_the_run_as_it_was_and_is_repeatable(run: Run, run_corpus: Corpus) -> None:
     before = {name: value.clone() for name, value in run.encoder.state_dict().items()}
-    said: list[str] = []
-    made = [fine_tune(run.encoder, run_corpus, run, preset("portable"), 2, said.append) for _ in range(2)]
+    messages: list[str] = []
+    made = [fine_tune(run.encoder, run_corpus, run, preset("portable"), 2, messages.append) for _ in range(2)]
     for name, value in run.encoder.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
     assert made[0].state_dict().keys() == before.keys()
     for one, other in zip(*(encoder.state_dict().values() for encoder in made), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
-    assert [line.split(":")[0] for line in said[:2]] == [f"quantisation-aware epoch {epoch}/2" for epoch in (1, 2)]
+    assert [line.split(":")[0] for line in messages[:2]] == [f"quantisation-aware epoch {epoch}/2" for epoch in (1, 2)]
     # what it makes is rounded: quantising it again changes no weight
     layer = next(module for module in made[0].layers if isinstance(module, torch.nn.Conv2d))
     torch.testing.assert_close(FakeQuantWeight(True)(layer.weight), layer.weight)
@@ -85,12 +85,14 @@ def test_what_fine_tuning_makes_worse_is_not_taken(
     """Few clips and few steps may carry the encoder further away than rounding does."""
     if spoilt:
         monkeypatch.setattr(qat, "LR", 1e-2)
-    said: list[str] = []
-    made = export_run(run, run_corpus, tmp_path / "m.onnx", quantisation=Quantisation(qat_epochs=1), say=said.append)
+    messages: list[str] = []
+    made = export_run(
+        run, run_corpus, tmp_path / "m.onnx", quantisation=Quantisation(qat_epochs=1), say=messages.append
+    )
     plain = exports["int8"]
     taken = made.contract.parity["qat_epochs"] == 1
-    assert any("fine-tuning brought it closer" in line for line in said) == taken
-    assert any("not used" in line for line in said) == (not taken)
+    assert any("fine-tuning brought it closer" in line for line in messages) == taken
+    assert any("not used" in line for line in messages) == (not taken)
     assert made.contract.parity["cosine"] >= plain.contract.parity["cosine"]
     if spoilt:
         assert not taken

@@ -207,11 +207,11 @@ def test_dynamic_is_refused_where_nothing_would_be(
 
 
 def test_a_stored_scheme_exports_and_says_so(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     made = export_run(
-        run, run_corpus, tmp_path / "words.onnx", quantisation=Quantisation("weight-only"), say=said.append
+        run, run_corpus, tmp_path / "words.onnx", quantisation=Quantisation("weight-only"), say=messages.append
     )
-    assert any(line.startswith("int8 weights compared with fp32: ") for line in said)
+    assert any(line.startswith("int8 weights compared with fp32: ") for line in messages)
     contract = load(made.path).contract
     assert contract.precision == PRECISION["weight-only"]
     assert contract.cost["nodes"]["Conv"] == {"fp32": 1, "int8 weights": 20}
@@ -310,14 +310,14 @@ def test_only_the_quantiser_is_silenced(
 ) -> None:
     """A program that exports goes on to log and print in its other threads, with the log as it has set it up: not at all."""
     root, done = logging.getLogger(), threading.Event()
-    told: list[str] = []
+    output: list[str] = []
     monkeypatch.setattr(root, "handlers", [])
 
     def serve() -> None:
         while not done.wait(0.002):
-            told.append(f"request {len(told)}")
-            print(told[-1])
-            root.warning(told[-1])  # the quantiser's is the root logger, too
+            output.append(f"request {len(output)}")
+            print(output[-1])
+            root.warning(output[-1])  # the quantiser's is the root logger, too
 
     serving = threading.Thread(target=serve)
     serving.start()
@@ -328,7 +328,7 @@ def test_only_the_quantiser_is_silenced(
         done.set()
         serving.join()
     printed, logged = capsys.readouterr()
-    assert printed.splitlines() == told
-    assert logged.splitlines() == told
-    assert len(told) > 20
+    assert printed.splitlines() == output
+    assert logged.splitlines() == output
+    assert len(output) > 20
     assert root.handlers == []

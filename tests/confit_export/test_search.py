@@ -126,14 +126,14 @@ def test_what_was_to_stay_in_fp32_stays_and_is_not_given_up_again(
 
 
 def test_without_time_to_measure_nothing_is_given_up(quantizer: Quantizer, windows: Floats, tmp_path: Path) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     verdict = Verdict(Difference(0.0, 0.0, 0.0), 0, 100, 0.5)
-    found = search(quantizer, lambda model: verdict, windows, (), cache=tmp_path, minutes=0, say=said.append)
+    found = search(quantizer, lambda model: verdict, windows, (), cache=tmp_path, minutes=0, say=messages.append)
     assert (found.layers, found.kept, found.verdict) == (list(quantizer.layers), [], verdict)
     assert found.sweep is not None
     assert (found.sweep.errors, found.sweep.unmeasured) == ({}, LAYERS)
-    assert len(said) == 2
-    assert str(LAYERS) in said[1]
+    assert len(messages) == 2
+    assert str(LAYERS) in messages[1]
 
 
 def test_a_sweep_is_of_its_windows_and_of_how_it_was_quantised(

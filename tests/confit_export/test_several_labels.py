@@ -54,17 +54,17 @@ def several_corpus(several_run: Run) -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def said() -> list[str]:
+def messages() -> list[str]:
     """What the export of `several` said of its progress."""
     return []
 
 
 @pytest.fixture(scope="module")
 def several(
-    several_run: Run, several_corpus: Corpus, said: list[str], tmp_path_factory: pytest.TempPathFactory
+    several_run: Run, several_corpus: Corpus, messages: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Exported:
     out = tmp_path_factory.mktemp("models") / "several.onnx"
-    return export_run(several_run, several_corpus, out, quantize=False, say=said.append)
+    return export_run(several_run, several_corpus, out, quantize=False, say=messages.append)
 
 
 def test_clips_without_a_label_are_no_unknown_class_to_beware_of(several: Exported, several_run: Run) -> None:
@@ -75,12 +75,12 @@ def test_clips_without_a_label_are_no_unknown_class_to_beware_of(several: Export
     assert data_warnings(data) == data_warnings(several_run.info.data)
 
 
-def test_what_fires_is_counted_in_sounds_where_clips_have_several(several: Exported, said: list[str]) -> None:
+def test_what_fires_is_counted_in_sounds_where_clips_have_several(several: Exported, messages: list[str]) -> None:
     """Of nine clips with a label six have two."""
     assert several.contract.metrics["fired"]["n"] == 3 * (2 + 2 + 1)
-    assert any(" of 15 test sounds fire" in line for line in said)
-    (told,) = (value for name, value in facts(several.contract, 1) if name.startswith("fires at"))
-    assert " of 15 sounds, each played alone" in told
+    assert any(" of 15 test sounds fire" in line for line in messages)
+    (fires_at,) = (value for name, value in facts(several.contract, 1) if name.startswith("fires at"))
+    assert " of 15 sounds, each played alone" in fires_at
 
 
 def test_scores_of_all_labels_are_measured_not_of_the_best_alone(several: Exported, several_corpus: Corpus) -> None:
@@ -100,12 +100,12 @@ def test_scores_of_all_labels_are_measured_not_of_the_best_alone(several: Export
     assert "points of validation mAP (at most 0.5 points allowed)" in failure
 
 
-def test_map_is_told_and_published(several: Exported, said: list[str]) -> None:
+def test_map_is_told_and_published(several: Exported, messages: list[str]) -> None:
     for split, name in (("val", "validation"), ("test", "test")):
         found = several.contract.metrics[split]
-        told = format_percent(found["map"], found["map_low"], found["map_high"])
-        assert f"mAP on {name}: {told}" in said
-        assert dict(facts(several.contract, 1))[f"mAP, {name}"] == told
+        expected = format_percent(found["map"], found["map_low"], found["map_high"])
+        assert f"mAP on {name}: {expected}" in messages
+        assert dict(facts(several.contract, 1))[f"mAP, {name}"] == expected
     parity = {"scheme": "static", "target": "portable", "kept_fp32": [], "fp32": several.contract.metrics}
     lost = {"lost": {"difference": 0.0, "low": 0.0, "high": 0.0}, "clips_lost": 0, "clips": 9, "map_lost": 0.004}
     rows = dict(facts(replace(several.contract, parity={**parity, **lost, "cosine": 1.0}), 1))

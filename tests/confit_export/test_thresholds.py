@@ -39,14 +39,14 @@ def test_a_stream_on_the_device_hears_what_export_reported(
     model = load(exports[precision].path)
     pcm, truth = validation_stream(model, run_corpus, seed=0, repeats=2)
     device, rng, at = model.stream(), np.random.default_rng(0), 0
-    heard = []
+    detections = []
     while at < len(pcm):
         step = int(rng.integers(1, 30_000))
-        heard += device.accept(pcm[at : at + step], 16_000)
+        detections += device.accept(pcm[at : at + step], 16_000)
         at += step
-    heard += device.finish()
-    assert {heard.label for heard in truth} == set(run_corpus.classes) - {"unknown"}
-    score = score_detections(truth, [SoundEvent(event.label, event.start_s, event.end_s) for event in heard])
+    detections += device.finish()
+    assert {detections.label for detections in truth} == set(run_corpus.classes) - {"unknown"}
+    score = score_detections(truth, [SoundEvent(event.label, event.start_s, event.end_s) for event in detections])
     report = exports[precision].contract.calibration["detection"]
     assert (report["words"], report["seconds"]) == (len(truth), round(len(pcm) / 16_000, 1))
     # the stream's last word may still be on its way when its audio ends
@@ -60,7 +60,7 @@ def test_the_background_is_heard_by_itself_after_the_clips(
     model, alone = load(exports["fp32"].path), np.concatenate(run_corpus.background_val)
     pcm, truth = validation_stream(model, run_corpus, seed=0, repeats=1)
     np.testing.assert_array_equal(pcm[-len(alone) :], alone)
-    assert max(heard.end_s for heard in truth) * 16_000 < len(pcm) - len(alone)
+    assert max(sound.end_s for sound in truth) * 16_000 < len(pcm) - len(alone)
     for most in (1, 3):  # within the first recording, and across two
         monkeypatch.setattr(thresholds, "BACKGROUND_ONLY_S", most)
         shorter, same = validation_stream(model, run_corpus, seed=0, repeats=1)
@@ -73,12 +73,12 @@ def test_a_label_that_fires_in_long_background_is_raised(exports: dict[str, Expo
     """Of a radio that says one of the words now and then, which the clips of a dozen seconds would never meet."""
     model, rng = load(exports["fp32"].path), np.random.default_rng(0)
     word = run_corpus.classes[0]
-    said = [pcm for pcm, target in zip(run_corpus.train.pcm, run_corpus.train.targets, strict=True) if target[0]]
+    spoken = [pcm for pcm, target in zip(run_corpus.train.pcm, run_corpus.train.targets, strict=True) if target[0]]
     quiet = 0.001 * rng.standard_normal(5 * 16_000).astype(np.float32)
-    radio = np.concatenate([part for pcm in said for part in (quiet, pcm)])
+    radio = np.concatenate([part for pcm in spoken for part in (quiet, pcm)])
     before, after = (
-        choose(model, replace(run_corpus, background_val=heard), seed=0)
-        for heard in (run_corpus.background_val, [*run_corpus.background_val, radio])
+        choose(model, replace(run_corpus, background_val=recordings), seed=0)
+        for recordings in (run_corpus.background_val, [*run_corpus.background_val, radio])
     )
     assert after.thresholds[word]["on"] > before.thresholds[word]["on"]
     assert after.report["seconds"] > before.report["seconds"]
@@ -100,13 +100,13 @@ def test_a_bar_in_the_name_of_a_class_is_part_of_it(exports: dict[str, Exported]
     named = replace(run_corpus, classes=[f"{name}|sung" if name != "unknown" else name for name in run_corpus.classes])
     model = load(exports["fp32"].path)
     plain, barred = (validation_stream(model, corpus, seed=0, repeats=1)[1] for corpus in (run_corpus, named))
-    assert [heard.label for heard in barred] == [f"{heard.label}|sung" for heard in plain]
+    assert [sound.label for sound in barred] == [f"{sound.label}|sung" for sound in plain]
 
 
 def test_what_is_unknown_is_no_word_to_be_found(exports: dict[str, Exported], run_corpus: Corpus) -> None:
     corpus = replace(run_corpus, unknown="yes")
     truth = validation_stream(load(exports["fp32"].path), corpus, seed=0, repeats=1)[1]
-    assert {heard.label for heard in truth} == set(corpus.classes) - {"yes", "unknown"}
+    assert {sound.label for sound in truth} == set(corpus.classes) - {"yes", "unknown"}
 
 
 def chosen_of(monkeypatch: pytest.MonkeyPatch, sounds: list[tuple[float, int]]) -> Setting:
@@ -153,15 +153,17 @@ def test_why_few_are_found_is_told(
     """Where lower thresholds would find more, at what cost; where none would, not that anything else fires."""
     loud = chosen_of(monkeypatch, [(0.34, 0)] * 12 + [(0.36, 1)] * 20)
     assert loud.report["found"] == 0
-    told = finish._explain_low_recall(loud, load(tiny_model.build(tmp_path / "tiny.onnx")), run_corpus)
-    assert told.endswith("Lower thresholds let too much else through: at 0.2 it would hear 12, with 20 false accepts")
+    explanation = finish._explain_low_recall(loud, load(tiny_model.build(tmp_path / "tiny.onnx")), run_corpus)
+    assert explanation.endswith(
+        "Lower thresholds let too much else through: at 0.2 it would hear 12, with 20 false accepts"
+    )
     monkeypatch.undo()
-    said, hum = list[str](), 0.01 * np.sin(np.arange(16_000) / 50).astype(np.float32)
+    messages, hum = list[str](), 0.01 * np.sin(np.arange(16_000) / 50).astype(np.float32)
     val = replace(run_corpus.val, pcm=[hum] * len(run_corpus.val), uncut=None)
-    export_run(run, replace(run_corpus, val=val), tmp_path / "hums.onnx", quantize=False, say=said.append)
-    (beware,) = [line for line in said if line.startswith("warning: a device would hear 0 of ")]
-    assert "and no more with lower thresholds: over the validation part of the background, 10 dB softer" in beware
-    assert f"Heard alone, 0 of {len(val)} validation clips would. Train with more clips" in beware
+    export_run(run, replace(run_corpus, val=val), tmp_path / "hums.onnx", quantize=False, say=messages.append)
+    (warning,) = [line for line in messages if line.startswith("warning: a device would hear 0 of ")]
+    assert "and no more with lower thresholds: over the validation part of the background, 10 dB softer" in warning
+    assert f"Heard alone, 0 of {len(val)} validation clips would. Train with more clips" in warning
 
 
 def test_a_label_is_raised_above_the_loudest_of_what_it_fired_falsely_on() -> None:
@@ -293,8 +295,8 @@ def test_who_shares_a_label_is_no_stranger_and_a_clip_without_one_is_never_enrol
 @pytest.mark.parametrize("kind", ["sound", "speaker"])
 def test_who_is_nearer_to_a_quiet_room_passes_for_no_sound(kind: Kind) -> None:
     """All sounds lie nearer to the rooms than to one another, and far from what was trained on."""
-    middle, aside = np.eye(16)[0], np.eye(16)[1:7]
-    clips, quiet, far = unit(middle + aside), unit(np.tile(middle, (3, 1))), unit(-np.tile(middle, (2, 1)))
+    middle, others = np.eye(16)[0], np.eye(16)[1:7]
+    clips, quiet, far = unit(middle + others), unit(np.tile(middle, (3, 1))), unit(-np.tile(middle, (2, 1)))
     targets = one_of(np.repeat(np.arange(2), 3))
     against = gallery_cohort(kind, far, one_of(np.arange(2)), quiet)
     threshold = enrollment_prior(clips, targets, *against, seed=0)["threshold"]
