@@ -108,11 +108,11 @@ def assert_loaded(encoder: torch.nn.Module, directory: Path) -> int:
     return len(encoder.state_dict())
 
 
-def theirs(directory: Path, corpus: Corpus, steps: int, seed: int) -> dict[str, Any]:
+def run_audiosetfit(directory: Path, corpus: Corpus, steps: int, seed: int) -> dict[str, Any]:
     """Run audiosetfit's own trainer and head at each rate; return the result of the rate that is best on validation."""
     from audiosetfit import AudioSetFitModel, Trainer, TrainingArguments  # type: ignore[import-not-found]
 
-    tried = []
+    results = []
     for rate in THEIR_RATES:
         torch.manual_seed(seed)
         model = AudioSetFitModel.from_pretrained(str(directory), device="cpu")
@@ -123,38 +123,40 @@ def theirs(directory: Path, corpus: Corpus, steps: int, seed: int) -> dict[str, 
         )  # fmt: skip
         clock = Clock()
         Trainer(model, arguments, train_dataset=columns(corpus.train)).train()
-        right = {name: predicted(model, clips) for name, clips in (("val", corpus.val), ("test", corpus.test))}
-        tried.append({"lr": rate, "weights_asserted": weights, **clock.read(), **right})
-    return max(tried, key=lambda one: float(one["val"].mean()))
+        correct_by_split = {
+            name: is_correct(model, clips) for name, clips in (("val", corpus.val), ("test", corpus.test))
+        }
+        results.append({"lr": rate, "weights_asserted": weights, **clock.read(), **correct_by_split})
+    return max(results, key=lambda result: float(result["val"].mean()))
 
 
-def predicted(model: Any, clips: Clips) -> Bools:
+def is_correct(model: Any, clips: Clips) -> Bools:
     """Return whether the prediction for each clip is right."""
-    found = model.predict([np.array(pcm) for pcm in clips.pcm], use_labels=False)
+    predicted = model.predict([np.array(pcm) for pcm in clips.pcm], use_labels=False)
     labels = sorted({f"{label:03d}" for label in clips.labels})
     if len(model.labels) != len(labels):
         raise ConfitError("audiosetfit was trained on different classes from those it is tested on")
-    return np.equal([model.labels[index] for index in found], [f"{label:03d}" for label in clips.labels])
+    return np.equal([model.labels[index] for index in predicted], [f"{label:03d}" for label in clips.labels])
 
 
-def ours(checkpoint: Path, corpus: Corpus, epochs: int, seed: int) -> dict[str, Any]:
+def run_pairtune(checkpoint: Path, corpus: Corpus, epochs: int, seed: int) -> dict[str, Any]:
     """Run PairTune and its probes at each rate; return the result of the rate that is best on validation."""
     encoder = pretrained(str(checkpoint), WINDOW_S)
     recipe = Recipe(seed=seed, epochs=epochs, window=float(WINDOW_S), device="cpu")
-    tried = []
+    results = []
     for rate in OUR_RATES:
         tuned = copy.deepcopy(encoder)
         clock = Clock()
         fit(tuned, corpus, replace(recipe, lr=(rate,)), lr=rate, epochs=epochs)
         probes = dual_probe(tuned, corpus, recipe, CPU)
-        spent = clock.read()
+        elapsed = clock.read()
         val = correct(probes.linear.scores(probes.val_embeddings), corpus.val.targets)
         test = {
             name: correct(probe.scores(probes.test_embeddings), corpus.test.targets)
             for name, probe in (("test", probes.linear), ("test_knn", probes.knn))
         }
-        tried.append({"lr": rate, **spent, "val": val, **test})
-    return max(tried, key=lambda one: float(one["val"].mean()))
+        results.append({"lr": rate, **elapsed, "val": val, **test})
+    return max(results, key=lambda result: float(result["val"].mean()))
 
 
 class Clock:
@@ -173,11 +175,11 @@ class Clock:
 def compare(task: str, checkpoint: Path, cache: Path, seed: int, epochs: int, seconds: int) -> dict[str, Any]:
     """Measure one row, with the same number of clips learnt from on both sides."""
     corpus = read_corpus(build(TASKS[task], cache, seed), rate=16_000, seed=seed)
-    passes = clips_learnt_from(corpus, epochs, seed)
+    clip_count = clips_learnt_from(corpus, epochs, seed)
     directory = short_copy(checkpoint, cache / "tasks" / f"audiosetfit-body-{seconds}", seconds)
-    rival = theirs(directory, corpus, max(1, round(passes / (2 * PAIRS))), seed)
-    mine = {"confit_edge": ours(checkpoint, corpus, epochs, seed)}
-    mine["confit_edge_third"] = ours(checkpoint, corpus, epochs // 3, seed)
+    audiosetfit_result = run_audiosetfit(directory, corpus, max(1, round(clip_count / (2 * PAIRS))), seed)
+    confit_edge_results = {"confit_edge": run_pairtune(checkpoint, corpus, epochs, seed)}
+    confit_edge_results["confit_edge_third"] = run_pairtune(checkpoint, corpus, epochs // 3, seed)
     groups = corpus.test.groups
     return {
         "task": task,
@@ -187,16 +189,16 @@ def compare(task: str, checkpoint: Path, cache: Path, seed: int, epochs: int, se
         "train_n": len(corpus.train),
         "test_n": len(corpus.test),
         "epochs": epochs,
-        "clips_learnt_from": passes,
-        "audiosetfit": {**shown(rival), "interval": interval(rival["test"], groups)},
+        "clips_learnt_from": clip_count,
+        "audiosetfit": {**row_of(audiosetfit_result), "interval": interval(audiosetfit_result["test"], groups)},
         **{
-            who: {
-                **shown(one),
-                "interval": interval(one["test"], groups),
-                "accuracy_knn": round(float(one["test_knn"].mean()), 4),
-                "ahead": paired_difference(one["test"], rival["test"], groups, seed).to_dict(),
+            method: {
+                **row_of(result),
+                "interval": interval(result["test"], groups),
+                "accuracy_knn": round(float(result["test_knn"].mean()), 4),
+                "ahead": paired_difference(result["test"], audiosetfit_result["test"], groups, seed).to_dict(),
             }
-            for who, one in mine.items()
+            for method, result in confit_edge_results.items()
         },
     }
 
@@ -207,17 +209,17 @@ def clips_learnt_from(corpus: Corpus, epochs: int, seed: int) -> int:
     return sum(len(batch) for epoch in range(epochs) for batch in epoch_batches(clips, corpus, recipe, epoch))
 
 
-def shown(one: dict[str, Any]) -> dict[str, Any]:
-    plain = {key: value for key, value in one.items() if not isinstance(value, np.ndarray)}
+def row_of(result: dict[str, Any]) -> dict[str, Any]:
+    scalars = {key: value for key, value in result.items() if not isinstance(value, np.ndarray)}
     return {
-        "accuracy": round(float(one["test"].mean()), 4),
-        "accuracy_val": round(float(one["val"].mean()), 4),
-        **plain,
+        "accuracy": round(float(result["test"].mean()), 4),
+        "accuracy_val": round(float(result["val"].mean()), 4),
+        **scalars,
     }
 
 
-def interval(right: Bools, groups: list[str]) -> list[float]:
-    found = accuracy(right, groups)
+def interval(hits: Bools, groups: list[str]) -> list[float]:
+    found = accuracy(hits, groups)
     return [round(found.low, 4), round(found.high, 4)]
 
 
@@ -225,11 +227,11 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return means over the rows of each task."""
     tasks = {}
     for task in dict.fromkeys(row["task"] for row in rows):
-        mine = [row for row in rows if row["task"] == task]
+        task_rows = [row for row in rows if row["task"] == task]
         tasks[task] = {
-            f"{who}_{what}": round(mean(row[who][what] for row in mine), 4)
-            for who in ("audiosetfit", "confit_edge", "confit_edge_third")
-            for what in ("accuracy", "processor_seconds")
+            f"{method}_{metric}": round(mean(row[method][metric] for row in task_rows), 4)
+            for method in ("audiosetfit", "confit_edge", "confit_edge_third")
+            for metric in ("accuracy", "processor_seconds")
         }
     return tasks
 

@@ -92,12 +92,12 @@ def measure(method: Method, seed: int) -> dict[str, Any]:
     """Return everything that is reported for one method."""
     counts = count_false_accepts(method.contract, method.recordings)
     chosen = choose_operating_point(counts, TARGET, CONFIDENCE)
-    hours, held_out = float(counts.hours.sum()), _left_out(counts)
+    hours, held_out = float(counts.hours.sum()), _leave_one_out(counts)
     events = int(sum(found for found, _ in held_out))
     rates = np.array([found for found, _ in held_out]) / counts.hours
-    halves = _halves(counts, seed)
+    halves = _split_halves(counts, seed)
     contract = dataclasses.replace(method.contract, thresholds=thresholds(method.contract, chosen.thresholds))
-    heard = {
+    positives = {
         condition: [score_positive(contract, clip.label, clip.group, rows) for clip, rows in clips]
         for condition, clips in method.clips.items()
         if condition != "validation"
@@ -114,10 +114,19 @@ def measure(method: Method, seed: int) -> dict[str, Any]:
         "coverage_of_halves": float(np.mean([rate <= bound for rate, bound in halves])),
         "half_hours": hours / 2,
         "halves": len(halves),
-        **{f"frr_{condition}": _missed(contract, one)["frr"] for condition, one in heard.items()},
-        **{f"frr_{condition}_interval": _missed(contract, one)["interval"] for condition, one in heard.items()},
-        "clips": {condition: len(one) for condition, one in heard.items()},
-        "confusions": {condition: sum(bool(positive.others) for positive in one) for condition, one in heard.items()},
+        **{
+            f"frr_{condition}": _miss_rate(contract, condition_positives)["frr"]
+            for condition, condition_positives in positives.items()
+        },
+        **{
+            f"frr_{condition}_interval": _miss_rate(contract, condition_positives)["interval"]
+            for condition, condition_positives in positives.items()
+        },
+        "clips": {condition: len(condition_positives) for condition, condition_positives in positives.items()},
+        "confusions": {
+            condition: sum(bool(positive.others) for positive in condition_positives)
+            for condition, condition_positives in positives.items()
+        },
         "never": [
             label
             for label, level in contract.thresholds.items()
@@ -128,33 +137,38 @@ def measure(method: Method, seed: int) -> dict[str, Any]:
                 "threshold": level["on"],
                 **{
                     f"missed_{condition}": sum(
-                        one.level < level["on"] for one in heard[condition] if one.label == label
+                        condition_positives.level < level["on"]
+                        for condition_positives in positives[condition]
+                        if condition_positives.label == label
                     )
-                    for condition in heard
+                    for condition in positives
                 },
             }
             for label, level in contract.thresholds.items()
             if label != contract.unknown_label
         },
-        "at_other_targets": [_at(target, counts, method) for target in OTHER_TARGETS],
-        "with_fewer_words": [_fewer(count, chosen, method, counts) for count in FEWER_WORDS],
-        "det": {condition: det_curve(counts, chosen, contract, one)[::10] for condition, one in heard.items()},
+        "at_other_targets": [_measure_at_target(target, counts, method) for target in OTHER_TARGETS],
+        "with_fewer_words": [_measure_with_fewer_words(count, chosen, method, counts) for count in FEWER_WORDS],
+        "det": {
+            condition: det_curve(counts, chosen, contract, condition_positives)[::10]
+            for condition, condition_positives in positives.items()
+        },
     }
 
 
-def _at(target: float, counts: FalseAcceptCounts, method: Method) -> dict[str, Any]:
+def _measure_at_target(target: float, counts: FalseAcceptCounts, method: Method) -> dict[str, Any]:
     chosen = choose_operating_point(counts, target, CONFIDENCE)
     contract = dataclasses.replace(method.contract, thresholds=thresholds(method.contract, chosen.thresholds))
     row: dict[str, Any] = {"target_fa_per_hour": target, "promised_fa_per_hour": chosen.bound}
     for condition, clips in method.clips.items():
         if condition == "validation":
             continue
-        heard = [score_positive(contract, clip.label, clip.group, rows) for clip, rows in clips]
-        row[f"frr_{condition}"] = _missed(contract, heard)["frr"]
+        positives = [score_positive(contract, clip.label, clip.group, rows) for clip, rows in clips]
+        row[f"frr_{condition}"] = _miss_rate(contract, positives)["frr"]
     return row
 
 
-def _fewer(count: int, chosen: OperatingPoint, method: Method, counts: FalseAcceptCounts) -> dict[str, Any]:
+def _measure_with_fewer_words(count: int, chosen: OperatingPoint, method: Method, counts: FalseAcceptCounts) -> dict[str, Any]:
     """Calibrate for only `count` words: those missed least on the validation voices, for which nothing is reported."""
     contract = dataclasses.replace(method.contract, thresholds=thresholds(method.contract, chosen.thresholds))
     missed = Counter[str]()
@@ -163,7 +177,7 @@ def _fewer(count: int, chosen: OperatingPoint, method: Method, counts: FalseAcce
         missed[clip.label] += score_positive(contract, clip.label, clip.group, rows).level < level
     words = sorted(missed, key=lambda word: (missed[word], word))[:count]
     contract = restrict_to_labels(method.contract, words)
-    few = Method(
+    restricted = Method(
         contract,
         method.recordings,
         {
@@ -171,45 +185,47 @@ def _fewer(count: int, chosen: OperatingPoint, method: Method, counts: FalseAcce
             for condition, clips in method.clips.items()
         },
     )
-    kept = counts.events.copy()
-    kept[[place for place, label in enumerate(contract.labels) if label not in words]] = 0
-    return {"words": words, **_at(TARGET, FalseAcceptCounts(kept, counts.hours), few)}
+    events = counts.events.copy()
+    events[[place for place, label in enumerate(contract.labels) if label not in words]] = 0
+    return {"words": words, **_measure_at_target(TARGET, FalseAcceptCounts(events, counts.hours), restricted)}
 
 
-def _missed(contract: Contract, heard: list[Positive]) -> dict[str, Any]:
-    missed = [positive.level < contract.thresholds[positive.label]["on"] for positive in heard]
-    low, high = grouped_share_interval(missed, [positive.group for positive in heard], CONFIDENCE)
+def _miss_rate(contract: Contract, positives: list[Positive]) -> dict[str, Any]:
+    missed = [positive.level < contract.thresholds[positive.label]["on"] for positive in positives]
+    low, high = grouped_share_interval(missed, [positive.group for positive in positives], CONFIDENCE)
     return {"frr": sum(missed) / len(missed), "interval": [low, high]}
 
 
-def _left_out(counts: FalseAcceptCounts) -> list[tuple[int, float]]:
+def _leave_one_out(counts: FalseAcceptCounts) -> list[tuple[int, float]]:
     """Return the false accepts in each recording at the thresholds from all the others, and the rate these promise."""
-    places = np.arange(len(counts.hours))
-    found = []
-    for place in places:
-        chosen = choose_operating_point(_of(counts, places[places != place]), TARGET, CONFIDENCE)
-        found.append((_events(counts, chosen, places[places == place]), chosen.bound))
-    return found
+    recordings = np.arange(len(counts.hours))
+    results = []
+    for recording in recordings:
+        chosen = choose_operating_point(_select_recordings(counts, recordings[recordings != recording]), TARGET, CONFIDENCE)
+        results.append((_count_events(counts, chosen, recordings[recordings == recording]), chosen.bound))
+    return results
 
 
-def _halves(counts: FalseAcceptCounts, seed: int) -> list[tuple[float, float]]:
+def _split_halves(counts: FalseAcceptCounts, seed: int) -> list[tuple[float, float]]:
     """Return the rate in one half of the recordings at the thresholds of the other half, and the rate that half promised."""
-    rng, found = np.random.default_rng([seed, 30]), []
+    rng, results = np.random.default_rng([seed, 30]), []
     for _ in range(HALVES):
         order = rng.permutation(len(counts.hours))
         half = int(np.searchsorted(counts.hours[order].cumsum(), counts.hours.sum() / 2)) + 1
-        chosen = choose_operating_point(_of(counts, order[:half]), TARGET, CONFIDENCE)
-        found.append((_events(counts, chosen, order[half:]) / float(counts.hours[order[half:]].sum()), chosen.bound))
-    return found
+        chosen = choose_operating_point(_select_recordings(counts, order[:half]), TARGET, CONFIDENCE)
+        results.append(
+            (_count_events(counts, chosen, order[half:]) / float(counts.hours[order[half:]].sum()), chosen.bound)
+        )
+    return results
 
 
-def _of(counts: FalseAcceptCounts, places: npt.NDArray[np.int64]) -> FalseAcceptCounts:
-    return FalseAcceptCounts(counts.events[:, places], counts.hours[places])
+def _select_recordings(counts: FalseAcceptCounts, recordings: npt.NDArray[np.int64]) -> FalseAcceptCounts:
+    return FalseAcceptCounts(counts.events[:, recordings], counts.hours[recordings])
 
 
-def _events(counts: FalseAcceptCounts, chosen: OperatingPoint, places: npt.NDArray[np.int64]) -> int:
-    there = counts.events[:, places].sum(axis=1)
-    return int(np.take_along_axis(there, chosen.levels[:, None], axis=1).sum())
+def _count_events(counts: FalseAcceptCounts, chosen: OperatingPoint, recordings: npt.NDArray[np.int64]) -> int:
+    by_level = counts.events[:, recordings].sum(axis=1)
+    return int(np.take_along_axis(by_level, chosen.levels[:, None], axis=1).sum())
 
 
 # the sound
@@ -237,19 +253,22 @@ def conditions(clips: list[Clip], seed: int) -> dict[str, list[tuple[Clip, Pcm]]
 # the methods
 
 
-def by_model(
+def model_method(
     model: Model, paths: list[Path], clips: dict[str, list[tuple[Clip, Pcm]]], cache: Path, say: Say
 ) -> Method:
     """Return a model file as a method, with its rows."""
-    told: set[str] = set()
+    reported: set[str] = set()
 
-    def tell(name: str, done: float, whole: float) -> None:
-        if name not in told:  # one line per recording, not per block
-            told.add(name)
-            say(f"{name} {done / whole:.0%}")
+    def report_progress(name: str, done: float, total: float) -> None:
+        if name not in reported:  # one line per recording, not per block
+            reported.add(name)
+            say(f"{name} {done / total:.0%}")
 
-    recordings = score_recordings(model, paths, RowCache(cache / "tasks" / "detection"), tell)
-    rows = {condition: [(clip, clip_rows(model, pcm)) for clip, pcm in those] for condition, those in clips.items()}
+    recordings = score_recordings(model, paths, RowCache(cache / "tasks" / "detection"), report_progress)
+    rows = {
+        condition: [(clip, clip_rows(model, pcm)) for clip, pcm in condition_clips]
+        for condition, condition_clips in clips.items()
+    }
     return Method(model.contract, recordings, rows)
 
 
@@ -286,7 +305,7 @@ class Warping:
         nearest = np.full((max(0, len(frames) - buffer + 1), len(self.words)), np.inf, np.float32)
         if len(nearest):
             for place, reference in self.references:
-                np.minimum(nearest[:, place], warped(frames, reference, buffer), out=nearest[:, place])
+                np.minimum(nearest[:, place], dtw_distances(frames, reference, buffer), out=nearest[:, place])
         scores: Floats = (1 / (1 + np.exp(40 * (nearest - 0.3)))).astype(np.float32)
         return scores
 
@@ -294,11 +313,11 @@ class Warping:
         self,
         frames: list[tuple[str, Floats, float]],
         clips: dict[str, list[tuple[Clip, Floats]]],
-        like: Contract,
+        base_contract: Contract,
         buffer: int,
     ) -> Method:
         contract = dataclasses.replace(
-            like,
+            base_contract,
             labels=self.words,
             unknown_label=None,
             thresholds={word: {"on": 0.5, "off": 0.3} for word in self.words},
@@ -306,31 +325,32 @@ class Warping:
             min_hops=1,
         )
         recordings = [
-            Recording(name, [self.rows(those, buffer)], seconds, [(name, 0.0)]) for name, those, seconds in frames
+            Recording(name, [self.rows(features, buffer)], seconds, [(name, 0.0)]) for name, features, seconds in frames
         ]
         rows = {
-            condition: [(clip, self.rows(those, buffer)) for clip, those in some] for condition, some in clips.items()
+            condition: [(clip, self.rows(features, buffer)) for clip, features in condition_clips]
+            for condition, condition_clips in clips.items()
         }
         return Method(contract, recordings, rows)
 
 
-def warped(frames: Floats, reference: Floats, buffer: int) -> npt.NDArray[np.float32]:
+def dtw_distances(frames: Floats, reference: Floats, buffer: int) -> npt.NDArray[np.float32]:
     """Return the distance of every `buffer` consecutive frames to a reference.
 
     It is the lowest cost of an alignment of all frames of both, in steps of one in either or both, divided by the sum of
     their lengths.
     """
-    apart = 1 - frames @ reference.T
+    distances = 1 - frames @ reference.T
     count, length = len(frames) - buffer + 1, len(reference)
     row = np.full((length, count), np.inf, np.float32)
     for frame in range(buffer):
-        cost, before = apart[frame : frame + count].T, row
-        row = np.empty_like(before)
-        for place in range(length):
-            least = np.zeros(count, np.float32) if frame == place == 0 else before[place]
-            if place:
-                least = np.minimum(np.minimum(least, before[place - 1]), row[place - 1])
-            row[place] = cost[place] + least
+        cost, previous = distances[frame : frame + count].T, row
+        row = np.empty_like(previous)
+        for step in range(length):
+            least = np.zeros(count, np.float32) if frame == step == 0 else previous[step]
+            if step:
+                least = np.minimum(np.minimum(least, previous[step - 1]), row[step - 1])
+            row[step] = cost[step] + least
     return row[-1] / (buffer + length)
 
 
@@ -372,41 +392,46 @@ def make_file(
 
 
 def dtw(
-    paths: list[Path], clips: dict[str, list[tuple[Clip, Pcm]]], like: Contract, seed: int, cache: Path, say: Say
+    paths: list[Path],
+    clips: dict[str, list[tuple[Clip, Pcm]]],
+    base_contract: Contract,
+    seed: int,
+    cache: Path,
+    say: Say,
 ) -> tuple[Method, int]:
     """Return the warping method with the buffer that misses the fewest words of the validation voices, and that buffer."""
-    warping, kept = Warping(seed), cache / "tasks" / "detection" / "frames"
+    warping, frames_folder = Warping(seed), cache / "tasks" / "detection" / "frames"
     frames = []
     for path in paths:
-        file = kept / f"{path.stem}.npy"
+        file = frames_folder / f"{path.stem}.npy"
         if not file.is_file():
-            kept.mkdir(parents=True, exist_ok=True)
+            frames_folder.mkdir(parents=True, exist_ok=True)
             np.save(file, warping.frames(load_clip(path, RATE)))
         rows = np.load(file)
         frames.append((path.stem, rows, len(rows) * warping.encoder.hop / RATE))
         say(f"frames of {path.stem}")
 
-    def framed(those: list[tuple[Clip, Pcm]]) -> list[tuple[Clip, Floats]]:
+    def embed_clips(condition_clips: list[tuple[Clip, Pcm]]) -> list[tuple[Clip, Floats]]:
         quiet = np.zeros(RATE, np.float32)
-        return [(clip, warping.frames(np.concatenate([quiet, pcm, quiet]))) for clip, pcm in those]
+        return [(clip, warping.frames(np.concatenate([quiet, pcm, quiet]))) for clip, pcm in condition_clips]
 
-    framed_clips = {name: framed(those) for name, those in clips.items()}
+    framed_clips = {name: embed_clips(condition_clips) for name, condition_clips in clips.items()}
     missed = {}
     for buffer in BUFFERS:
-        method = warping.method(frames, {"of validation": framed_clips["validation"]}, like, buffer)
-        missed[buffer] = _at(TARGET, count_false_accepts(method.contract, method.recordings), method)[
+        method = warping.method(frames, {"of validation": framed_clips["validation"]}, base_contract, buffer)
+        missed[buffer] = _measure_at_target(TARGET, count_false_accepts(method.contract, method.recordings), method)[
             "frr_of validation"
         ]
         say(f"buffer of {buffer} frames: {missed[buffer]:.1%} of the validation words missed")
     best = min(missed, key=lambda buffer: missed[buffer])
-    return warping.method(frames, framed_clips, like, best), best
+    return warping.method(frames, framed_clips, base_contract, best), best
 
 
 def row(seed: int, cache: Path, say: Say) -> dict[str, Any]:
     """Train every method once, with `seed`, and measure it."""
     work = cache / "tasks" / "detection" / f"seed{seed}"
     work.mkdir(parents=True, exist_ok=True)
-    ours = load(train_model(work / "words.onnx", seed, say), calibrated=False)
+    pairtune = load(train_model(work / "words.onnx", seed, say), calibrated=False)
     head = load(train_model(work / "head.onnx", seed, say, frozen=True, typical=False), calibrated=False)
     typical_head = load(train_model(work / "typical-head.onnx", seed, say, frozen=True), calibrated=False)
     plain = load(train_model(work / "plain.onnx", seed, say, typical=False), calibrated=False)
@@ -414,8 +439,8 @@ def row(seed: int, cache: Path, say: Say) -> dict[str, Any]:
     clips["validation"] = conditions(clips_of("val"), seed)["clean"]
     methods: dict[str, dict[str, Any]] = {
         OURS: {
-            **measure(by_model(ours, paths, clips, cache, say), seed),
-            "detection": {"smoothing_hops": ours.contract.smoothing_hops, "min_hops": ours.contract.min_hops},
+            **measure(model_method(pairtune, paths, clips, cache, say), seed),
+            "detection": {"smoothing_hops": pairtune.contract.smoothing_hops, "min_hops": pairtune.contract.min_hops},
         }
     }
     for name, model in (
@@ -423,39 +448,41 @@ def row(seed: int, cache: Path, say: Say) -> dict[str, Any]:
         ("without PairTune", typical_head),
         ("logistic regression on the frozen embedding (as openWakeWord)", head),
     ):
-        methods[name] = measure(by_model(model, paths, clips, cache, say), seed)
+        methods[name] = measure(model_method(model, paths, clips, cache, say), seed)
     warping, buffer = dtw(paths, clips, head.contract, seed, cache, say)
     methods["dynamic time warping (the method of local-wake 0.1.2)"] = {
         "references": REFERENCES,
         "buffer_frames": buffer,
         **measure(warping, seed),
     }
-    for name, found in methods.items():
-        say(f"seed {seed}, {name}: {found['frr_clean']:.1%} missed, {found['frr_10db']:.1%} at 10 dB")
+    for name, result in methods.items():
+        say(f"seed {seed}, {name}: {result['frr_clean']:.1%} missed, {result['frr_10db']:.1%} at 10 dB")
     return {"seed": seed, "methods": methods}
 
 
 def shares_missed(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the shares missed by each method (mean, least and most over trainings) by target, and by fewer words at `TARGET`."""
 
-    def spread(values: list[float]) -> list[float]:
+    def mean_and_range(values: list[float]) -> list[float]:
         return [mean(values), min(values), max(values)]
 
     table: dict[str, Any] = {}
     for name in rows[0]["methods"]:
-        each = [row["methods"][name] for row in rows]
+        method_rows = [row["methods"][name] for row in rows]
         table[name] = {
             condition: {
-                f"{TARGET:g}": spread([one[f"frr_{condition}"] for one in each]),
+                f"{TARGET:g}": mean_and_range([method_row[f"frr_{condition}"] for method_row in method_rows]),
                 **{
-                    f"{target:g}": spread([one["at_other_targets"][at][f"frr_{condition}"] for one in each])
-                    for at, target in enumerate(OTHER_TARGETS)
+                    f"{target:g}": mean_and_range(
+                        [method_row["at_other_targets"][index][f"frr_{condition}"] for method_row in method_rows]
+                    )
+                    for index, target in enumerate(OTHER_TARGETS)
                 },
                 **{
-                    f"{TARGET:g}, {count} words": spread(
-                        [one["with_fewer_words"][at][f"frr_{condition}"] for one in each]
+                    f"{TARGET:g}, {count} words": mean_and_range(
+                        [method_row["with_fewer_words"][index][f"frr_{condition}"] for method_row in method_rows]
                     )
-                    for at, count in enumerate(FEWER_WORDS)
+                    for index, count in enumerate(FEWER_WORDS)
                 },
             }
             for condition in ("clean", "10db")

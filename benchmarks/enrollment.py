@@ -57,34 +57,34 @@ MUSIC = ("moh-", "wesnoth-", "singularity-")  # recordings of `benchmarks.negati
 
 
 def cost(cache: Path) -> dict[str, Any]:
-    made = {name: load(name) for name in ("digits", "speakers")}
+    models = {name: load(name) for name in ("digits", "speakers")}
     return {
         name: {"graph": round(call_latency(model).cpu_rtf, 4), "stream": round(stream_rtf(model), 4)}
-        for name, model in made.items()
+        for name, model in models.items()
     }
 
 
 def levels(cache: Path) -> list[dict[str, Any]]:
-    drawn, rows = test_voices(cache), []
+    draws, rows = test_voices(cache), []
     for enrolled_db in ENROLLED_DB:
         with gallery_of(model := load("speakers")) as gallery:
-            enroll_voices(gallery, model, drawn, partial(at_level, db=enrolled_db))
+            enroll_voices(gallery, model, draws, partial(at_level, db=enrolled_db))
             for asked_db in ASKED_DB:
-                named = named_voices(gallery, model, drawn, partial(at_level, db=asked_db))
-                rows.append({"enrolled_db": enrolled_db, "asked_db": asked_db, **named})
+                counts = named_voices(gallery, model, draws, partial(at_level, db=asked_db))
+                rows.append({"enrolled_db": enrolled_db, "asked_db": asked_db, **counts})
                 print(rows[-1], flush=True)
     return rows
 
 
 def flaws(cache: Path) -> list[dict[str, Any]]:
-    drawn, rows = test_voices(cache), []
+    draws, rows = test_voices(cache), []
     with gallery_of(model := load("speakers")) as gallery:
-        enroll_voices(gallery, model, drawn, partial(at_rms, db=CLEAN_DB))
-        asked: list[tuple[float, str | None, Callable[[Floats], Floats]]]
-        asked = [(db, None, partial(at_rms, db=db)) for db in LEVELS_DB]
-        asked += [(FLAWED_DB, flaw, partial(flawed, added=added)) for flaw, added in FLAWS.items()]
-        for asked_db, flaw, heard in asked:
-            rows.append({"asked_dbfs": asked_db, "flaw": flaw, **named_voices(gallery, model, drawn, heard)})
+        enroll_voices(gallery, model, draws, partial(at_rms, db=CLEAN_DB))
+        conditions: list[tuple[float, str | None, Callable[[Floats], Floats]]]
+        conditions = [(db, None, partial(at_rms, db=db)) for db in LEVELS_DB]
+        conditions += [(FLAWED_DB, flaw, partial(add_flaw, added=added)) for flaw, added in FLAWS.items()]
+        for level_db, flaw, degrade in conditions:
+            rows.append({"asked_dbfs": level_db, "flaw": flaw, **named_voices(gallery, model, draws, degrade)})
             print(rows[-1], flush=True)
     return rows
 
@@ -93,27 +93,34 @@ def test_voices(cache: Path) -> dict[str, Draw]:
     return {voice.name: draw(voice, 0) for voice in voices(cache) if voice.split == "test"}
 
 
-def enroll_voices(gallery: Gallery, model: Model, drawn: dict[str, Draw], heard: Callable[[Floats], Floats]) -> None:
-    """Enroll every voice from its clips as a microphone has `heard` them."""
-    for name, one in drawn.items():
-        taken = [extract_prints(model, heard(clip), "speaker", name) for clip in one.enroll]
-        enroll(gallery, name, [row for each in taken for row in each.embeddings], sum(t.seconds for t in taken))
+def enroll_voices(gallery: Gallery, model: Model, draws: dict[str, Draw], degrade: Callable[[Floats], Floats]) -> None:
+    """Enroll every voice from its clips as a microphone has `degrade` them."""
+    for name, voice_draw in draws.items():
+        takes = [extract_prints(model, degrade(clip), "speaker", name) for clip in voice_draw.enroll]
+        enroll(
+            gallery,
+            name,
+            [row for taken_clip in takes for row in taken_clip.embeddings],
+            sum(taken.seconds for taken in takes),
+        )
 
 
 def named_voices(
-    gallery: Gallery, model: Model, drawn: dict[str, Draw], heard: Callable[[Floats], Floats]
+    gallery: Gallery, model: Model, draws: dict[str, Draw], degrade: Callable[[Floats], Floats]
 ) -> dict[str, Any]:
     """Return the share of utterances that get their own name, and the number that get another."""
-    answers = [(answer(gallery, model, heard(clip)), name) for name, one in drawn.items() for clip in one.ask]
+    answers = [
+        (answer(gallery, model, degrade(clip)), name) for name, voice_draw in draws.items() for clip in voice_draw.ask
+    ]
     return {
-        **share([(found == name, name) for found, name in answers]),
-        "as_another": sum(found not in (None, name) for found, name in answers),
+        **share([(answered == name, name) for answered, name in answers]),
+        "as_another": sum(answered not in (None, name) for answered, name in answers),
     }
 
 
-def flawed(pcm: Floats, added: Callable[[int], Floats]) -> Floats:
-    made: Floats = at_rms(pcm, FLAWED_DB) + added(len(pcm))
-    return made
+def add_flaw(pcm: Floats, added: Callable[[int], Floats]) -> Floats:
+    mixed: Floats = at_rms(pcm, FLAWED_DB) + added(len(pcm))
+    return mixed
 
 
 def offset(samples: int, by: float) -> Floats:
@@ -147,7 +154,7 @@ def answer(gallery: Gallery, model: Model, pcm: Floats) -> str | None:
 def words(cache: Path) -> list[dict[str, Any]]:
     """Ask about half of the digits; the other half is enrolled in the arm that also enrolls words."""
     spoken, model, digits = handover.Voices(), load("speakers"), load("digits")
-    told: dict[str, list[tuple[str, str | None, bool]]] = defaultdict(
+    answers_by_arm: dict[str, list[tuple[str, str | None, bool]]] = defaultdict(
         list
     )  # who said a word, who was named, is enrolled
     nearest: dict[str, list[bool]] = defaultdict(list)  # whether an own word is nearest to its name
@@ -155,43 +162,45 @@ def words(cache: Path) -> list[dict[str, Any]]:
         rng = np.random.default_rng(number)
         names = [str(name) for name in rng.permutation(spoken.names)[:ENROLLED]]
         order = [str(word) for word in rng.permutation(spoken.digits)]
-        beside, asked = order[: len(order) // 2], order[len(order) // 2 :]
-        for way in ("sentences", "sentences and words", "sentences, level 0.5"):
-            own = dict.fromkeys(names, BY_HAND) if way.endswith("0.5") else {}
+        enrolled_words, query_words = order[: len(order) // 2], order[len(order) // 2 :]
+        for arm in ("sentences", "sentences and words", "sentences, level 0.5"):
+            own = dict.fromkeys(names, BY_HAND) if arm.endswith("0.5") else {}
             with gallery_of(model, own) as gallery:
                 handover.enroll(gallery, model, spoken, names)
-                if way == "sentences and words":
-                    enroll_words(gallery, model, spoken, names, beside)
+                if arm == "sentences and words":
+                    enroll_words(gallery, model, spoken, names, enrolled_words)
                 tap = SpeakerTap(model, gallery)
                 for voice in spoken.names:
-                    for word in asked:
+                    for word in query_words:
                         clip = spoken.clips[voice][word]
-                        told[way] += [(voice, name, voice in names) for name in named(digits, tap, clip)]
+                        answers_by_arm[arm] += [(voice, name, voice in names) for name in named(digits, tap, clip)]
                         if voice in names:
                             match = gallery.match(model.embed(remove_pauses(clip, RATE), RATE))
-                            nearest[way].append(match.nearest == voice)
+                            nearest[arm].append(match.nearest == voice)
         print(f"draw {number + 1} of {DRAWS}", flush=True)
     rows = []
-    for way, answers in told.items():
+    for arm, answers in answers_by_arm.items():
         rows.append(
             {
-                "enrolled": way,
+                "enrolled": arm,
                 "own_words": share([(name == voice, voice) for voice, name, known in answers if known]),
                 "own_words_as_another": sum(name not in (None, voice) for voice, name, known in answers if known),
                 "strangers_words_named": share(
                     [(name is not None, voice) for voice, name, known in answers if not known]
                 ),
-                "own_words_nearest_to_their_name": round(sum(nearest[way]) / len(nearest[way]), 4),
+                "own_words_nearest_to_their_name": round(sum(nearest[arm]) / len(nearest[arm]), 4),
             }
         )
         print(rows[-1], flush=True)
     return rows
 
 
-def enroll_words(gallery: Gallery, model: Model, spoken: handover.Voices, names: list[str], beside: list[str]) -> None:
+def enroll_words(
+    gallery: Gallery, model: Model, spoken: handover.Voices, names: list[str], word_list: list[str]
+) -> None:
     """Enroll each word by itself, as it will be said, if it is long enough for a print."""
     for name in names:
-        for word in beside:
+        for word in word_list:
             with suppress(AudioError):
                 taken = extract_prints(model, spoken.clips[name][word], "speaker", word)
                 enroll(gallery, name, list(taken.embeddings), taken.seconds)
@@ -199,10 +208,10 @@ def enroll_words(gallery: Gallery, model: Model, spoken: handover.Voices, names:
 
 def named(digits: Model, tap: SpeakerTap, clip: Floats) -> list[str | None]:
     """Return the name given to each digit detected in `clip`, played in a quiet room."""
-    quiet = 1e-3 * np.random.default_rng(0).standard_normal(len(clip) + 3 * RATE)
-    quiet[3 * RATE // 2 :][: len(clip)] += clip
+    audio = 1e-3 * np.random.default_rng(0).standard_normal(len(clip) + 3 * RATE)
+    audio[3 * RATE // 2 :][: len(clip)] += clip
     listener = Listener([digits.stream()], "clip", RATE, taps=[tap])
-    events = [*listener.take((quiet.astype(np.float32), RATE)), *listener.finish()]
+    events = [*listener.take((audio.astype(np.float32), RATE)), *listener.finish()]
     return [event.speaker for event in events if isinstance(event, Detection)]
 
 
@@ -210,15 +219,15 @@ def alike(cache: Path) -> list[dict[str, Any]]:
     model = load("speakers")
     beeps, people = model.plain, model.cohort
     rows = []
-    kinds = [("music", music(cache)), ("drums", drumming(cache))]
-    kinds += [(f"voices: {origin}", speech(cache, origins)) for origin, origins in VOICES.items()]
-    for kind, pieces in kinds:
+    categories = [("music", music(cache)), ("drums", drumming(cache))]
+    categories += [(f"voices: {origin}", speech(cache, origins)) for origin, origins in VOICES.items()]
+    for category, recordings in categories:
         found = []
-        for source, pcm in pieces:
+        for source, pcm in recordings:
             with suppress(AudioError):  # silent, or nothing like a voice, so `enroll` refuses it
                 for row in extract_prints(model, pcm, "speaker", source).embeddings:
                     found.append((bool((beeps @ row).max() > (people @ row).max()), source))
-        rows.append({"of": kind, **share(found), "sources": len({source for _, source in found})})
+        rows.append({"of": category, **share(found), "sources": len({source for _, source in found})})
         print(rows[-1], flush=True)
     return rows
 
@@ -247,49 +256,51 @@ def speech(cache: Path, origins: tuple[str, ...]) -> Iterator[tuple[str, Floats]
     """Yield the utterances of 3 s that test voices of some origins are enrolled and asked with."""
     for voice in voices(cache):
         if voice.split == "test" and voice.origin in origins:
-            one = draw(voice, 0)
-            yield from ((voice.name, clip) for clip in [*one.enroll, *one.ask])
+            voice_draw = draw(voice, 0)
+            yield from ((voice.name, clip) for clip in [*voice_draw.enroll, *voice_draw.ask])
 
 
 def sounds(cache: Path) -> dict[str, Any]:
     model = load("digits")
-    firsts: dict[str, Path] = {}
+    first_samples: dict[str, Path] = {}
     for sound in instruments(cache):
-        firsts.setdefault(sound.group, sound.path)  # one sample per instrument
+        first_samples.setdefault(sound.group, sound.path)  # one sample per instrument
     prints = {
         name: list(extract_prints(model, load_clip(path, RATE), "sound", name).embeddings)
-        for name, path in firsts.items()
+        for name, path in first_samples.items()
     }
-    asked = {name: embed_query(model, load_clip(path, RATE), "sound", name) for name, path in firsts.items()}
-    told = []
+    queries = {name: embed_query(model, load_clip(path, RATE), "sound", name) for name, path in first_samples.items()}
+    matched_others = []
     for name, rows in prints.items():
         with gallery_of(model) as gallery:
             enroll(gallery, name, rows, 1.0)
-            told += [(gallery.match(query).name == name, other) for other, query in asked.items() if other != name]
-    said = handover.Voices()
-    of_words = [model.embed(clip, RATE) for clips in said.clips.values() for clip in clips.values()]
-    warned = (1 + Levels.of(model.contract, None, None).threshold) / 2
+            matched_others += [
+                (gallery.match(query).name == name, other) for other, query in queries.items() if other != name
+            ]
+    speech_voices = handover.Voices()
+    word_embeddings = [model.embed(clip, RATE) for clips in speech_voices.clips.values() for clip in clips.values()]
+    warning_level = (1 + Levels.of(model.contract, None, None).threshold) / 2
     return {
         "instruments": len(prints),
-        "others_told_as_it": share(told),
-        "warned_of_instruments": like_a_beep([row for rows in prints.values() for row in rows], model, warned),
-        "warned_of_words": like_a_beep(of_words, model, warned),
+        "others_told_as_it": share(matched_others),
+        "warned_of_instruments": like_a_beep([row for rows in prints.values() for row in rows], model, warning_level),
+        "warned_of_words": like_a_beep(word_embeddings, model, warning_level),
     }
 
 
 def like_a_beep(rows: list[Floats], model: Model, level: float) -> dict[str, Any]:
-    near = (np.stack(rows) @ model.plain.T).max(axis=1) >= level
-    return {"share": round(float(near.mean()), 4), "n": len(rows)}
+    similar = (np.stack(rows) @ model.plain.T).max(axis=1) >= level
+    return {"share": round(float(similar.mean()), 4), "n": len(rows)}
 
 
 def share(hits: list[tuple[bool, str]]) -> dict[str, Any]:
     """Return the share of hits, with an interval that accounts for differences between groups."""
-    right, groups = zip(*hits, strict=True)
-    low, high = grouped_share_interval(right, groups)
+    correct, groups = zip(*hits, strict=True)
+    low, high = grouped_share_interval(correct, groups)
     return {
-        "share": round(sum(right) / len(right), 4),
-        "hits": sum(right),
-        "n": len(right),
+        "share": round(sum(correct) / len(correct), 4),
+        "hits": sum(correct),
+        "n": len(correct),
         "interval": [round(low, 4), round(high, 4)],
     }
 

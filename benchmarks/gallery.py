@@ -42,44 +42,46 @@ def prints_like(cohort: Floats, names: int, rng: np.random.Generator) -> tuple[F
     voices = l2_normalise(cohort).reshape(-1, PRINTS_A_NAME, cohort.shape[1])
     centres = voices.mean(axis=1)
     mean = centres.mean(axis=0)
-    _, between, axes = np.linalg.svd(centres - mean, full_matrices=False)
-    inside = (voices - centres[:, None]).reshape(-1, cohort.shape[1])
-    spread = between / np.sqrt(len(centres))
+    _, singular_values, axes = np.linalg.svd(centres - mean, full_matrices=False)
+    deviations = (voices - centres[:, None]).reshape(-1, cohort.shape[1])
+    spread = singular_values / np.sqrt(len(centres))
     # the cohort spans few directions, so half of a voice's variance goes into the others
-    elsewhere = float(np.sqrt(np.square(spread).sum() / cohort.shape[1]))
-    noise = float(np.sqrt(np.square(inside).sum(axis=1).mean() * PRINTS_A_NAME / (PRINTS_A_NAME - 1) / cohort.shape[1]))
+    residual = float(np.sqrt(np.square(spread).sum() / cohort.shape[1]))
+    noise = float(
+        np.sqrt(np.square(deviations).sum(axis=1).mean() * PRINTS_A_NAME / (PRINTS_A_NAME - 1) / cohort.shape[1])
+    )
 
-    def say(voice: Floats) -> Floats:
+    def utter(voice: Floats) -> Floats:
         return l2_normalise(voice + noise * rng.standard_normal(voice.shape, np.float32))
 
-    made = np.empty((names * PRINTS_A_NAME, cohort.shape[1]), np.float32)
-    asked = []
-    ask = set(rng.choice(names, QUESTIONS, replace=False).tolist())
+    prints = np.empty((names * PRINTS_A_NAME, cohort.shape[1]), np.float32)
+    queries = []
+    queried_names = set(rng.choice(names, QUESTIONS, replace=False).tolist())
     for start in range(0, names, 10_000):
         count = min(10_000, names - start)
         voice = (rng.standard_normal((count, len(spread)), np.float32) * spread.astype(np.float32)) @ axes + mean
-        voice += elsewhere * rng.standard_normal(voice.shape, np.float32)
-        made[start * PRINTS_A_NAME : (start + count) * PRINTS_A_NAME] = say(np.repeat(voice, PRINTS_A_NAME, axis=0))
-        asked += [say(voice[at - start]) for at in range(start, start + count) if at in ask]
-    return made, np.stack(asked)
+        voice += residual * rng.standard_normal(voice.shape, np.float32)
+        prints[start * PRINTS_A_NAME : (start + count) * PRINTS_A_NAME] = utter(np.repeat(voice, PRINTS_A_NAME, axis=0))
+        queries += [utter(voice[at - start]) for at in range(start, start + count) if at in queried_names]
+    return prints, np.stack(queries)
 
 
-def timed(matcher: Matcher, asked: Floats) -> tuple[dict[str, float], list[str | None]]:
+def timed(matcher: Matcher, queries: Floats) -> tuple[dict[str, float], list[str | None]]:
     """Return the milliseconds of a query, by the clock and of this thread alone, and the best name for each query."""
-    for query in asked[:20]:
+    for query in queries[:20]:
         matcher.match(query)
-    took: dict[str, list[float]] = {"": [], "cpu_": []}
-    for query in asked:
+    elapsed: dict[str, list[float]] = {"": [], "cpu_": []}
+    for query in queries:
         clock, cpu = time.perf_counter(), time.thread_time()
         matcher.match(query)
-        took["cpu_"].append(1000 * (time.thread_time() - cpu))
-        took[""].append(1000 * (time.perf_counter() - clock))
-    found = {
+        elapsed["cpu_"].append(1000 * (time.thread_time() - cpu))
+        elapsed[""].append(1000 * (time.perf_counter() - clock))
+    latencies = {
         f"{kind}p{share}_ms": round(float(np.quantile(values, share / 100)), 3)
-        for kind, values in took.items()
+        for kind, values in elapsed.items()
         for share in (50, 99)
     }
-    return found, [matcher.match(query).nearest for query in asked]
+    return latencies, [matcher.match(query).nearest for query in queries]
 
 
 def main() -> None:
@@ -104,41 +106,43 @@ def main() -> None:
     for label in given.sections:
         size = 100_000 if label == "exact" else given.prints
         names = size // PRINTS_A_NAME
-        prints, asked = prints_like(model.cohort, names, np.random.default_rng(SEED))
+        prints, queries = prints_like(model.cohort, names, np.random.default_rng(SEED))
         owners = np.repeat(np.arange(names), PRINTS_A_NAME)
-        said = [str(name) for name in range(names)]
-        exact = Matcher(said, owners, prints, model.cohort, levels=levels)
-        found, best = timed(exact, asked)
-        row: dict[str, Any] = {**machine(), "prints": len(prints), "exact": found}
+        name_labels = [str(name) for name in range(names)]
+        exact = Matcher(name_labels, owners, prints, model.cohort, levels=levels)
+        latencies, best = timed(exact, queries)
+        row: dict[str, Any] = {**machine(), "prints": len(prints), "exact": latencies}
         if label == "index":
             ids, path = np.arange(1, len(prints) + 1), given.work / "large.index"
             start = time.perf_counter()
             digest = build_index(path, ids, prints)
             row["build_s"] = round(time.perf_counter() - start, 1)
             row["bytes"] = path.stat().st_size
-            whole = ExactSearch(prints)
-            near = {
-                count: [set(whole.nearest(query, count).tolist()) for query in asked]
+            exact_search = ExactSearch(prints)
+            nearest = {
+                count: [set(exact_search.nearest(query, count).tolist()) for query in queries]
                 for count in (10, NEIGHBOUR_PRINTS)
             }
             for effort in EFFORTS:
                 search = IndexSearch(path, ids, prints, digest, effort)
-                indexed = Matcher(said, owners, prints, model.cohort, levels=levels, search=search)
-                times, answers = timed(indexed, asked)
+                indexed = Matcher(name_labels, owners, prints, model.cohort, levels=levels, search=search)
+                times, answers = timed(indexed, queries)
                 same = float(np.mean([one == other for one, other in zip(best, answers, strict=True)]))
-                row[f"effort {effort}"] = {**times, "same_best_name": same, **_recall(near, search, asked)}
+                row[f"effort {effort}"] = {**times, "same_best_name": same, **_recall(nearest, search, queries)}
             path.unlink()
         result[label] = {**row, "load_average": round(os.getloadavg()[0], 1)}
         print(label, row, flush=True)
         write_json(given.out, result)
 
 
-def _recall(near: dict[int, list[set[int]]], search: IndexSearch, asked: Floats) -> dict[str, float]:
+def _recall(nearest: dict[int, list[set[int]]], search: IndexSearch, queries: Floats) -> dict[str, float]:
     """Return the share of each query's nearest prints that are among those the matcher would look at."""
-    found = [set(search.nearest(query, NEIGHBOUR_PRINTS).tolist()) for query in asked]
+    candidates = [set(search.nearest(query, NEIGHBOUR_PRINTS).tolist()) for query in queries]
     return {
-        f"recall_at_{count}": round(float(np.mean([len(a & b) / count for a, b in zip(sets, found, strict=True)])), 4)
-        for count, sets in near.items()
+        f"recall_at_{count}": round(
+            float(np.mean([len(a & b) / count for a, b in zip(sets, candidates, strict=True)])), 4
+        )
+        for count, sets in nearest.items()
     }
 
 

@@ -40,37 +40,37 @@ def scene(model: Model, rate: int) -> Pcm:
         parts += [load_clip(DATA / "digits-real" / f"{word}.ogg", rate), np.zeros(rate, np.float32)]
     for name in ("music-system", "speech-it-2"):
         parts.append(load_clip(DATA / "background" / "test" / f"{name}.ogg", rate)[: 60 * rate])
-    whole = np.concatenate(parts)
+    audio = np.concatenate(parts)
     contract = model.contract
     unit = math.lcm(contract.hop * rate // math.gcd(contract.sample_rate, contract.hop * rate), rate // 50)
-    return whole[: len(whole) // unit * unit]
+    return audio[: len(audio) // unit * unit]
 
 
-class Ear:
+class PassListener:
     """A listener with one stream that counts the score rows and keeps those of the latest passes."""
 
     def __init__(self, model: Model, pcm: Pcm, rate: int) -> None:
         self.listener = Listener([model.stream()], "soak", rate)
         self._pcm, self._rate, self._stream = pcm, rate, self.listener.streams[0]
         self._hops = len(pcm) * model.contract.sample_rate // rate // model.contract.hop
-        self._row, self._newest = 0, self._stream.scores
+        self._row, self._latest_scores = 0, self._stream.scores
         self._passes = 0
         self.rows: dict[int, Rows] = {}  # by position in the scene, from the last pass that reached it
 
-    def hear(self) -> list[Detection]:
+    def run_pass(self) -> list[Detection]:
         """Hear one more pass, and return its detections."""
-        found = []
+        detections = []
         block = self._rate // 50
         for start in range(0, len(self._pcm), block):
             for event in self.listener.take((self._pcm[start : start + block], self._rate)):
                 assert isinstance(event, Detection)
-                found.append(event)
-            if self._stream.scores is not self._newest:  # a block is shorter than a hop: no row is missed
-                self._newest = self._stream.scores
-                self.rows[self._row % self._hops] = self._newest
+                detections.append(event)
+            if self._stream.scores is not self._latest_scores:  # a block is shorter than a hop: no row is missed
+                self._latest_scores = self._stream.scores
+                self.rows[self._row % self._hops] = self._latest_scores
                 self._row += 1
         self._passes += 1
-        return found
+        return detections
 
 
 def soak(rate: int, hours: float) -> dict[str, Any]:
@@ -78,59 +78,62 @@ def soak(rate: int, hours: float) -> dict[str, Any]:
     model = load("digits")
     pcm = scene(model, rate)
     passes = max(3, round(hours * 3600 * rate / len(pcm)))
-    hour = max(1, round(3600 * rate / len(pcm)))
-    ear = Ear(model, pcm, rate)
-    began, memory, places, drift = time.process_time(), [], [], 0
+    passes_per_hour = max(1, round(3600 * rate / len(pcm)))
+    listener = PassListener(model, pcm, rate)
+    started, memory, reference, drift = time.process_time(), [], [], 0
     for index in range(passes):
-        found = ear.hear()
-        here = [(one.label, one.start_sample - index * len(pcm), one.end_sample - index * len(pcm)) for one in found]
+        detections = listener.run_pass()
+        relative = [
+            (detection.label, detection.start_sample - index * len(pcm), detection.end_sample - index * len(pcm))
+            for detection in detections
+        ]
         # the first pass begins in silence, and the second is the first that follows another
         if index == 1:
-            places = here
+            reference = relative
         elif index > 1:
-            drift = max(drift, _drift(places, here))
-        if index % hour == 0:
+            drift = max(drift, _drift(reference, relative))
+        if index % passes_per_hour == 0:
             memory.append(resident_mb())
             print(f"{rate} Hz  {index * len(pcm) / rate / 3600:5.1f} h  {memory[-1]:.1f} MB", flush=True)
     memory.append(resident_mb())
-    took = time.process_time() - began
+    elapsed = time.process_time() - started
 
-    fresh = Ear(model, pcm, rate)
-    fresh.hear()
-    fresh_found = fresh.hear()
-    compared = sorted(ear.rows.keys() & fresh.rows.keys())
-    difference = max(float(np.abs(ear.rows[at] - fresh.rows[at]).max()) for at in compared)
+    fresh_listener = PassListener(model, pcm, rate)
+    fresh_listener.run_pass()
+    fresh_detections = fresh_listener.run_pass()
+    compared = sorted(listener.rows.keys() & fresh_listener.rows.keys())
+    difference = max(float(np.abs(listener.rows[at] - fresh_listener.rows[at]).max()) for at in compared)
     seconds = passes * len(pcm) / rate
     return {
         "hours": round(seconds / 3600, 3),
         "passes": passes,
-        "samples": ear.listener.samples,
-        "detections_a_pass": len(places),
-        "detections_a_fresh_pass": len(fresh_found),
+        "samples": listener.listener.samples,
+        "detections_a_pass": len(reference),
+        "detections_a_fresh_pass": len(fresh_detections),
         "timestamp_drift_samples": drift,
         "rows_compared": len(compared),
         "max_abs_score_difference": difference,
         "memory_mb_after_the_first_pass": round(memory[0], 2),
-        "memory_mb_each_hour": [round(one, 2) for one in memory],
+        "memory_mb_each_hour": [round(detection, 2) for detection in memory],
         "memory_growth_mb": round(max(memory) - memory[0], 2),
-        "real_time_factor": round(took / seconds, 5),
+        "real_time_factor": round(elapsed / seconds, 5),
     }
 
 
-def _drift(places: list[tuple[str, int, int]], here: list[tuple[str, int, int]]) -> int:
+def _drift(reference: list[tuple[str, int, int]], relative: list[tuple[str, int, int]]) -> int:
     """Return by how many samples detections moved between two passes. Raises ValueError if the labels differ."""
     return max(
         (
-            abs(was - now)
-            for (label, *then), (same, *later) in zip(places, here, strict=True)
-            for was, now in zip(then, later, strict=True)
-            if label == same or _differ(label, same)
+            abs(before - after)
+            for (label, *reference_bounds), (other_label, *bounds) in zip(reference, relative, strict=True)
+            for before, after in zip(reference_bounds, bounds, strict=True)
+            if label == other_label or _raise_labels_differ(label, other_label)
         ),
         default=0,
     )
 
 
-def _differ(label: str, other: str) -> bool:
+def _raise_labels_differ(label: str, other: str) -> bool:
     raise ValueError(f"a later pass heard {other} where an earlier one heard {label}")
 
 

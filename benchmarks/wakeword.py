@@ -23,7 +23,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks import negatives
-from benchmarks.detection import CONFIDENCE, RATE, TARGET, Say, by_model, clips_of, conditions, make_file, measure
+from benchmarks.detection import CONFIDENCE, RATE, TARGET, Say, clips_of, conditions, make_file, measure, model_method
 from benchmarks.fetch import CACHE
 from benchmarks.report import RESULTS, machine, write_json
 from confit_edge.data.manifest import Manifest, read_manifest, write_manifest
@@ -71,7 +71,7 @@ def judge(
     test, val = ([clip for clip in clips_of(split) if clip.label in words] for split in ("test", "val"))
     heard = conditions(test, seed)
     heard["validation"] = conditions(val, seed)["clean"]
-    rows = by_model(model, without, heard, cache, say)
+    rows = model_method(model, without, heard, cache, say)
     contract = model.contract
     on = {word: contract.thresholds[word]["on"] for word in words}
     hours = sum(recording.seconds for recording in rows.recordings) / 3600
