@@ -134,8 +134,8 @@ def scene(folder: Path) -> float:
 def exports(folder: Path, epochs: int) -> dict[str, Path]:
     """Return the shipped models, and a run of a few words exported with each of `RECIPES`."""
     words = read_manifest(DATA / "words" / "manifest.csv")
-    some = tuple(clip for clip in words.clips if clip.label in WORDS)
-    write_manifest(replace(words, clips=some, source=folder / "words.csv"), folder / "words.csv")
+    word_clips = tuple(clip for clip in words.clips if clip.label in WORDS)
+    write_manifest(replace(words, clips=word_clips, source=folder / "words.csv"), folder / "words.csv")
     recipe = Recipe(
         epochs=epochs, soup=1, probe_views=1, frozen_baseline=False, background=str(DATA / "background"), device="cpu"
     )
@@ -148,38 +148,38 @@ def exports(folder: Path, epochs: int) -> dict[str, Path]:
     return models
 
 
-def heard(python: list[str], environment: dict[str, str], model: Path, work: Path) -> dict[str, Any]:
+def run_model(python: list[str], environment: dict[str, str], model: Path, work: Path) -> dict[str, Any]:
     """Run a model on the scene with the interpreter `python`; return its rows, and the detections of `listen`."""
     out = work / "rows.npz"
-    where = run([*python, "-c", ROWS, str(model), str(work / "rows.wav"), str(out)], environment, work).strip()
+    machine_ = run([*python, "-c", ROWS, str(model), str(work / "rows.wav"), str(out)], environment, work).strip()
     gallery = ["--gallery", "voices.db"] if model.stem == "speakers" else []
     listen = [*python, "-m", "confit_edge", "listen", str(model), *gallery, "--json", "--source", "listen.wav"]
     lines = [json.loads(line) for line in run(listen, environment, work).splitlines()]
     with np.load(out) as rows:
-        return {"machine": where, **rows, "events": [line for line in lines if line["type"] == "detection"]}
+        return {"machine": machine_, **rows, "events": [line for line in lines if line["type"] == "detection"]}
 
 
-def compared(here: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
+def compare_outputs(native: dict[str, Any], emulated: dict[str, Any]) -> dict[str, Any]:
     """Return the largest differences, and whether both sides reported the same events at the same samples."""
-    if there["machine"] != "aarch64":
-        raise ConfitError(f"qemu-aarch64 ran a program of {there['machine']}")
-    at = [
-        [(event["label"], event["start_sample"], event["end_sample"]) for event in side["events"]]
-        for side in (here, there)
+    if emulated["machine"] != "aarch64":
+        raise ConfitError(f"qemu-aarch64 ran a program of {emulated['machine']}")
+    positions = [
+        [(event["label"], event["start_sample"], event["end_sample"]) for event in outputs["events"]]
+        for outputs in (native, emulated)
     ]
-    scores = [[event["score"] for event in side["events"]] for side in (here, there)]
+    scores = [[event["score"] for event in outputs["events"]] for outputs in (native, emulated)]
     return {
-        "rows": len(here["scores"]),
-        "scores_max_abs_diff": greatest(here["scores"], there["scores"]),
-        "embeddings_max_abs_diff": greatest(here["embeddings"], there["embeddings"]),
-        "events": len(at[0]),
-        "events_equal": at[0] == at[1],
-        "event_scores_max_abs_diff": greatest(*scores) if at[0] == at[1] else None,
+        "rows": len(native["scores"]),
+        "scores_max_abs_diff": max_abs_diff(native["scores"], emulated["scores"]),
+        "embeddings_max_abs_diff": max_abs_diff(native["embeddings"], emulated["embeddings"]),
+        "events": len(positions[0]),
+        "events_equal": positions[0] == positions[1],
+        "event_scores_max_abs_diff": max_abs_diff(*scores) if positions[0] == positions[1] else None,
     }
 
 
-def greatest(one: Any, other: Any) -> float:
-    return float(np.abs(np.subtract(one, other)).max(initial=0.0))
+def max_abs_diff(a: Any, b: Any) -> float:
+    return float(np.abs(np.subtract(a, b)).max(initial=0.0))
 
 
 def run(command: list[str], environment: dict[str, str] | None = None, cwd: Path | None = None) -> str:
@@ -208,7 +208,7 @@ def measure(cache: Path, epochs: int) -> dict[str, Any]:
             work,
         )
         for name, model in exports(work, epochs).items():
-            here = heard(python, native, model, work)
+            native_outputs = run_model(python, native, model, work)
             for processor in PROCESSORS:
                 emulated = [
                     "qemu-aarch64",
@@ -219,8 +219,10 @@ def measure(cache: Path, epochs: int) -> dict[str, Any]:
                     str(debian / "usr/bin/python3.11"),
                     "-P",
                 ]
-                there = heard(emulated, foreign, model, work)
-                found.append({"model": name, "processor": processor, **compared(here, there)})
+                emulated_outputs = run_model(emulated, foreign, model, work)
+                found.append(
+                    {"model": name, "processor": processor, **compare_outputs(native_outputs, emulated_outputs)}
+                )
                 print(found[-1], flush=True)
     return {
         "sound_s": round(seconds, 2),

@@ -70,16 +70,16 @@ def measure(task: str, manifest: Path, setting: str, seed: int) -> Row:
     start = time.process_time()
     encoder = pretrained("speech-embedding", WINDOW)
     corpus = read_corpus(manifest, rate=encoder.sample_rate, seed=seed)
-    usual = Recipe(
+    base_recipe = Recipe(
         seed=seed, epochs=TASKS[task].epochs, window=WINDOW, device="cpu", precision=pick_precision("auto", CPU)
     )
-    recipe = replace(usual, **SETTINGS[setting])
+    recipe = replace(base_recipe, **SETTINGS[setting])
     fitted = fit(encoder, corpus, recipe, lr=recipe.lr[0], epochs=recipe.epochs)
-    found = dual_probe(encoder, corpus, recipe, CPU)
+    probes = dual_probe(encoder, corpus, recipe, CPU)
     right, val = {}, {}
-    for probe, judge in (("linear", found.linear), ("knn", found.knn)):
-        right[probe] = correct(judge.scores(found.test_embeddings), corpus.test.targets)
-        val[probe] = round(float(correct(judge.scores(found.val_embeddings), corpus.val.targets).mean()), 4)
+    for probe, judge in (("linear", probes.linear), ("knn", probes.knn)):
+        right[probe] = correct(judge.scores(probes.test_embeddings), corpus.test.targets)
+        val[probe] = round(float(correct(judge.scores(probes.val_embeddings), corpus.val.targets).mean()), 4)
     return {
         "task": task,
         "setting": setting,
@@ -87,7 +87,10 @@ def measure(task: str, manifest: Path, setting: str, seed: int) -> Row:
         "epochs": recipe.epochs,
         "kept_epoch": fitted.kept_epoch + 1,
         **{f"val_{probe}": share for probe, share in val.items()},
-        **{probe: round(accuracy(each, corpus.test.groups).accuracy, 4) for probe, each in right.items()},
+        **{
+            probe: round(accuracy(probe_correct, corpus.test.groups).accuracy, 4)
+            for probe, probe_correct in right.items()
+        },
         "cpu_s": round(time.process_time() - start, 1),
         "test_groups": by_group(right, corpus.test.groups),
     }
@@ -95,25 +98,27 @@ def measure(task: str, manifest: Path, setting: str, seed: int) -> Row:
 
 def summarise(rows: list[Row]) -> dict[str, Any]:
     """Return each setting's accuracies, and its paired differences from its rivals where both were measured."""
-    of = {(row["setting"], row["task"], row["seed"]): row for row in rows}
-    found: dict[str, Any] = {}
+    rows_by_key = {(row["setting"], row["task"], row["seed"]): row for row in rows}
+    result: dict[str, Any] = {}
     for setting in dict.fromkeys(row["setting"] for row in rows):
-        mine = [row for row in rows if row["setting"] == setting]
-        found[setting] = {
-            key: round(mean(mean(row[key] for row in mine if row["task"] == task) for task in _tasks(mine)), 4)
+        setting_rows = [row for row in rows if row["setting"] == setting]
+        result[setting] = {
+            key: round(
+                mean(mean(row[key] for row in setting_rows if row["task"] == task) for task in _tasks(setting_rows)), 4
+            )
             for key in ("val_linear", "val_knn", "linear", "knn")
         }
         for rival in RIVALS.get(setting, ()):
-            both = [row for row in mine if (rival, row["task"], row["seed"]) in of]
-            if both:
-                pairs = [(row, of[rival, row["task"], row["seed"]]) for row in both]
-                found[setting].setdefault("against", {})[rival] = {
-                    "tasks": _tasks(both),
-                    "seeds": sorted({row["seed"] for row in both}),
+            shared_rows = [row for row in setting_rows if (rival, row["task"], row["seed"]) in rows_by_key]
+            if shared_rows:
+                pairs = [(row, rows_by_key[rival, row["task"], row["seed"]]) for row in shared_rows]
+                result[setting].setdefault("against", {})[rival] = {
+                    "tasks": _tasks(shared_rows),
+                    "seeds": sorted({row["seed"] for row in shared_rows}),
                     **{f"val_{probe}": on_validation(pairs, f"val_{probe}") for probe in ("linear", "knn")},
                     **{probe: on_test(pairs, probe) for probe in ("linear", "knn")},
                 }
-    return found
+    return result
 
 
 def on_validation(pairs: list[tuple[Row, Row]], key: str) -> dict[str, float]:
@@ -130,8 +135,8 @@ def on_test(pairs: list[tuple[Row, Row]], probe: str) -> dict[str, Any]:
     for row, other in pairs:
         groups = row["test_groups"]
         right = {"ours": groups["right"][probe], "rival": other["test_groups"]["right"][probe]}
-        one = {"task": row["task"], "ours": row[probe], "rival": other[probe]}
-        merged.setdefault(row["task"], []).append({**one, "test_groups": {**groups, "right": right}})
+        differences_row = {"task": row["task"], "ours": row[probe], "rival": other[probe]}
+        merged.setdefault(row["task"], []).append({**differences_row, "test_groups": {**groups, "right": right}})
     return differences({task: (rows, "ours", "rival") for task, rows in merged.items()})
 
 
@@ -142,11 +147,11 @@ def _tasks(rows: list[Row]) -> list[str]:
 def markdown(summary: dict[str, Any]) -> str:
     """Return a table: each setting's accuracy over all its tasks and seeds, and its points from rivals on shared ones."""
     lines = ["| setting | val | test | kNN | rival | val | val, kNN | test | test, kNN |", "|---" * 9 + "|"]
-    for setting, found in summary.items():
-        cells = [setting, *(f"{100 * found[key]:.1f}" for key in ("val_linear", "linear", "knn"))]
-        for rival, gaps in found.get("against", {"": {}}).items():
-            told = [points(gaps[key]) if gaps else "" for key in ("val_linear", "val_knn", "linear", "knn")]
-            lines.append(f"| {' | '.join([*cells, rival, *told])} |")
+    for setting, entry in summary.items():
+        cells = [setting, *(f"{100 * entry[key]:.1f}" for key in ("val_linear", "linear", "knn"))]
+        for rival, gaps in entry.get("against", {"": {}}).items():
+            cells_of_rival = [points(gaps[key]) if gaps else "" for key in ("val_linear", "val_knn", "linear", "knn")]
+            lines.append(f"| {' | '.join([*cells, rival, *cells_of_rival])} |")
     return "\n".join(lines)
 
 
@@ -168,13 +173,13 @@ def main() -> None:
 
 def run(given: argparse.Namespace) -> None:
     rows = json.loads(given.out.read_text(encoding="utf-8"))["rows"] if given.out.is_file() else []
-    there = {(row["task"], row["setting"], row["seed"]) for row in rows}
+    finished = {(row["task"], row["setting"], row["seed"]) for row in rows}
     jobs = [
         (task, build(TASKS[task], given.cache, seed), setting, seed)
         for seed in given.seeds
         for task in given.tasks
         for setting in given.settings
-        if (task, setting, seed) not in there
+        if (task, setting, seed) not in finished
     ]
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # the processes read these when they load torch
     with workers(given.jobs, threads=1, advice="try fewer --jobs") as pool:

@@ -61,7 +61,7 @@ class Row:
         self.task, self.seed, self.given = task, seed, given
         manifest = build(task, given.cache, seed)
         self.corpus = read_corpus(manifest, rate=RATE, seed=seed)
-        self.unlabelled = left_over(task, given.cache, self.corpus)
+        self.unlabelled = undrawn_sounds(task, given.cache, self.corpus)
         self.recipe = Recipe(
             seed=seed,
             epochs=given.long * task.epochs,
@@ -125,12 +125,16 @@ class Row:
         say(f"{self.task.name} {self.seed} {name}: validation {self.val[f'{name}_linear']}, {self.val[f'{name}_knn']}")
 
 
-def left_over(task: Task, cache: Path, corpus: Corpus) -> list[Pcm]:
+def undrawn_sounds(task: Task, cache: Path, corpus: Corpus) -> list[Pcm]:
     """Return the training sounds that were not drawn for the corpus."""
-    drawn = {path.resolve() for split in (corpus.train, corpus.val, corpus.test) for path in split.paths}
+    drawn_paths = {path.resolve() for split in (corpus.train, corpus.val, corpus.test) for path in split.paths}
     store = ClipStore(RATE)
-    sounds = [one for one in unique(task.gather(cache)) if one.split == "train" and one.path.resolve() not in drawn]
-    return [store.get(one.path) for one in sorted(sounds, key=lambda one: str(one.path))]
+    sounds = [
+        sound
+        for sound in unique(task.gather(cache))
+        if sound.split == "train" and sound.path.resolve() not in drawn_paths
+    ]
+    return [store.get(sound.path) for sound in sorted(sounds, key=lambda sound: str(sound.path))]
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -138,12 +142,12 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     of_task = {task: [row for row in rows if row["task"] == task] for task in tasks}
     return {
-        f"{ours}_against_direct_{probe}": differences(
-            {task: (of_task[task], f"{ours}_{probe}", f"direct_{probe}") for task in tasks}
+        f"{method}_against_direct_{probe}": differences(
+            {task: (of_task[task], f"{method}_{probe}", f"direct_{probe}") for task in tasks}
         )
-        for ours in ("teacher", *STUDENTS[1:])
+        for method in ("teacher", *STUDENTS[1:])
         for probe in PROBES
-        if all(f"{ours}_{probe}" in row for row in rows)
+        if all(f"{method}_{probe}" in row for row in rows)
     }
 
 
@@ -167,16 +171,16 @@ def main() -> None:
 
 def run(given: argparse.Namespace) -> None:
     rows = json.loads(given.out.read_text(encoding="utf-8"))["rows"] if given.out.is_file() else []
-    there = {(row["task"], row["seed"]) for row in rows}
+    done = {(row["task"], row["seed"]) for row in rows}
     for seed in given.seeds:
         for task in given.tasks:
-            if (task, seed) not in there:
+            if (task, seed) not in done:
                 rows.append(Row(TASKS[task], seed, given).measure())
                 write(given.out, rows)
     for name, claim in summarise(rows).items():
         by_task = ", ".join(
-            f"{task} {100 * found['difference']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
-            for task, found in claim["by_task"].items()
+            f"{task} {100 * difference['difference']:+.1f} [{100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}]"
+            for task, difference in claim["by_task"].items()
         )
         print(f"{name}: {by_task}")
 

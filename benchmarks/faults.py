@@ -118,13 +118,13 @@ def disk_full(work: Path, model: Model) -> dict[str, Any]:
 def _until_full(path: Path, model: Model, failures: list[str], limited: Callable[[], None] | None) -> dict[str, Any]:
     with Gallery.open(path, model) as gallery:
         before = gallery.names()["ada"]
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", ENROLLER, path, "ada"], preexec_fn=limited, capture_output=True, text=True, check=False
     )  # fmt: skip
-    acknowledged = len(done.stdout.splitlines()) - 1
-    said = done.stderr.strip().splitlines()[-1] if done.stderr else ""
-    if "GalleryError" not in said:
-        failures.append(f"a full disk gave: {said}")
+    acknowledged = len(completed.stdout.splitlines()) - 1
+    message = completed.stderr.strip().splitlines()[-1] if completed.stderr else ""
+    if "GalleryError" not in message:
+        failures.append(f"a full disk gave: {message}")
     with Gallery.open(path, model) as gallery:
         added = gallery.names()["ada"] - before
     if added != 3 * acknowledged:
@@ -132,7 +132,7 @@ def _until_full(path: Path, model: Model, failures: list[str], limited: Callable
     return {
         "acknowledged_enrolments": acknowledged,
         "prints": added,
-        "said": said.partition(": ")[2].rpartition("/")[2],
+        "said": message.partition(": ")[2].rpartition("/")[2],
     }
 
 
@@ -152,7 +152,7 @@ def two_writers(work: Path, model: Model) -> dict[str, Any]:
 
 def foreign(work: Path, model: Model) -> dict[str, Any]:
     """Open a gallery from the future, and one of another model: each must be refused with one clear line."""
-    said, failures = {}, []
+    messages, failures = {}, []
     path = new_gallery(work, model)
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 99")
@@ -161,14 +161,14 @@ def foreign(work: Path, model: Model) -> dict[str, Any]:
         Gallery.open(path, model)
         failures.append("a gallery from the future was opened")
     except ConfitError as error:
-        said["from the future"] = str(error).rpartition("/")[2]
+        messages["from the future"] = str(error).rpartition("/")[2]
     path = new_gallery(work, model)
     try:
         Gallery.open(path, load("digits"))
         failures.append("a gallery of another model was opened")
     except ConfitError as error:
-        said["another model"] = str(error).rpartition("/")[2]
-    return {"said": said, "failures": failures}
+        messages["another model"] = str(error).rpartition("/")[2]
+    return {"said": messages, "failures": failures}
 
 
 def mutations(work: Path, model: Model) -> dict[str, Any]:

@@ -55,11 +55,11 @@ def scene() -> tuple[Pcm, list[int], dict[str, range]]:
     return np.concatenate(parts), middles[:-1], blocks
 
 
-def machine_that_fails(fault: str, struck: str, pcm: Pcm, block: int, rng: np.random.Generator) -> FakePortAudio:
+def failing_portaudio(fault: str, hit_during: str, pcm: Pcm, block: int, rng: np.random.Generator) -> FakePortAudio:
     """Return a PortAudio whose microphone hears `pcm` and fails at `block`, in a pause or in a word."""
     if fault in LONGEST_LOST:
         lost = int(rng.integers(1, LONGEST_LOST[fault]))
-        if struck == "pause":  # the pause is longer by what the stand-in loses
+        if hit_during == "pause":  # the pause is longer by what the stand-in loses
             pcm = np.insert(pcm, block * BLOCK, np.zeros(lost, np.float32))
         return FakePortAudio(pcm, RATE, overflows={block: lost})
     if fault == "NaN":
@@ -76,56 +76,58 @@ def listen(model: Model, portaudio: FakePortAudio, samples: int) -> tuple[list[D
     """Return what is heard in the first `samples`, not counting gaps; and the gaps, as (samples heard before, length)."""
     microphone = Microphone(portaudio=portaudio, queue_s=120.0, stall_s=LATE_S + 0.5)
     listener = Listener([model.stream(lead_in=True)], microphone.name, RATE)
-    found, gaps = [], []
+    detections, gaps = [], []
     with microphone:
         for item in microphone:
             if isinstance(item, Gap):
                 gaps.append((listener.samples, item.samples))
-            found += [event for event in listener.take(item) if isinstance(event, Detection)]
+            detections += [event for event in listener.take(item) if isinstance(event, Detection)]
             if listener.samples - listener.dropped_samples >= samples:
                 break
-    return found + [event for event in listener.finish() if isinstance(event, Detection)], gaps
+    return detections + [event for event in listener.finish() if isinstance(event, Detection)], gaps
 
 
-def row(model: Model, struck: str, fault: str) -> dict[str, Any]:
+def row(model: Model, hit_during: str, fault: str) -> dict[str, Any]:
     """Run `TRIALS` faults of one kind, each in a pause or in a word."""
     rng = np.random.default_rng([SEED, FAULTS.index(fault)])
     pcm, middles, blocks = scene()
     clean, _ = listen(model, FakePortAudio(pcm, RATE), len(pcm) - BLOCK)
-    heard = missed = extra = struck_heard = 0
+    found_count = missed = extra = hit_found = 0
     errors, gap_errors = [], []
     for _ in range(TRIALS):
-        word = str(rng.choice([event.label for event in clean])) if struck == "word" else None
+        word = str(rng.choice([event.label for event in clean])) if hit_during == "word" else None
         block = int(rng.choice(middles if word is None else blocks[word]))
-        portaudio = machine_that_fails(fault, struck, pcm, block, rng)
-        found, gaps = listen(model, portaudio, len(pcm) - 8 * BLOCK)  # gaps of NaN and the resampler keep some back
-        began, length = gaps[0][0], sum(samples for _, samples in gaps)
-        if away := portaudio.away_s:
-            gap_errors.append(1000 * abs(length / RATE - away))
-        left = list(found)
+        portaudio = failing_portaudio(fault, hit_during, pcm, block, rng)
+        detections, gaps = listen(
+            model, portaudio, len(pcm) - 8 * BLOCK
+        )  # gaps of NaN and the resampler keep some back
+        gap_start, length = gaps[0][0], sum(samples for _, samples in gaps)
+        if absence_s := portaudio.away_s:
+            gap_errors.append(1000 * abs(length / RATE - absence_s))
+        unmatched = list(detections)
         for event in clean:
             # what is NaN, or overflows in a word, replaces sound; all other gaps add to it
-            adds = fault != "NaN" and not (struck == "word" and fault in LONGEST_LOST)
-            moved = length if adds and event.start_sample > began else 0
-            match = next((one for one in left if one.label == event.label), None)
+            adds_sound = fault != "NaN" and not (hit_during == "word" and fault in LONGEST_LOST)
+            shift = length if adds_sound and event.start_sample > gap_start else 0
+            match = next((one for one in unmatched if one.label == event.label), None)
             if match is None:
                 missed += 1
                 continue
-            left.remove(match)
-            heard += 1
+            unmatched.remove(match)
+            found_count += 1
             if event.label == word:
-                struck_heard += 1
+                hit_found += 1
                 continue
-            errors.append(abs(match.start_sample - event.start_sample - moved))
-        extra += len(left)
+            errors.append(abs(match.start_sample - event.start_sample - shift))
+        extra += len(unmatched)
     return {
         "fault": fault,
-        "in_a": struck,
+        "in_a": hit_during,
         "trials": TRIALS,
         "words": TRIALS * len(clean),
-        "heard": heard,
+        "heard": found_count,
         "missed": missed,
-        **({"struck_heard": struck_heard} if struck == "word" else {}),
+        **({"struck_heard": hit_found} if hit_during == "word" else {}),
         "heard_that_were_not_said": extra,
         "clock_error_samples_median": float(np.median(errors)),
         "clock_error_samples_largest": int(np.max(errors)),

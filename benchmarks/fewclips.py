@@ -32,7 +32,7 @@ from benchmarks import negatives
 from benchmarks.detection import CONFIDENCE, TARGET, Say, clips_of, make_file
 from benchmarks.fetch import CACHE
 from benchmarks.report import RESULTS, machine, write_json
-from benchmarks.wakeword import WORDS, judge, together
+from benchmarks.wakeword import WORDS, evaluate_model, pool_results
 from confit_edge.data.manifest import Clip, Manifest, write_manifest
 from confit_edge.demo import DATA
 from confit_edge.recipe import Recipe
@@ -47,7 +47,7 @@ METHODS: dict[str, dict[str, Any]] = {
 MINUTES = {"fillets": 40, "wesnoth": 20}  # of each game's recordings, in the hour; the rest is left out
 
 
-def drawn(seed: int, folder: Path) -> tuple[str, ...]:
+def draw_words(seed: int, folder: Path) -> tuple[str, ...]:
     """Draw the words of a seed, and write their manifest and that of the others into `folder`."""
     rng = np.random.default_rng([77, seed])
     words = tuple(sorted(str(word) for word in rng.choice(WORDS, AT_ONCE, replace=False)))
@@ -63,7 +63,7 @@ def write(clips: list[Clip], path: Path) -> None:
     write_manifest(Manifest(tuple(clips), path, multi_label=False), path)
 
 
-def hour(cache: Path) -> Path:
+def background_with_extra_hour(cache: Path) -> Path:
     """Return a folder with the demo's background and one more hour."""
     folder = cache / "tasks" / "fewclips" / "hour"
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,14 +79,14 @@ def hour(cache: Path) -> Path:
     return folder
 
 
-def one(method: str, seed: int, cache: Path, say: Say) -> tuple[dict[str, Any], dict[str, Any]]:
+def evaluate_seed(method: str, seed: int, cache: Path, say: Say) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the row of a method and a seed, and whether each clip was found."""
     folder = cache / "tasks" / "fewclips" / f"seed{seed}"
-    words, others = drawn(seed, folder), folder / "others.csv"
+    words, others = draw_words(seed, folder), folder / "others.csv"
     recipe = Recipe(
         seed=seed,
         others=str(others),
-        background=str(hour(cache) if method == "hour" else DATA / "background" / "train"),
+        background=str(background_with_extra_hour(cache) if method == "hour" else DATA / "background" / "train"),
         frozen_baseline=False,
         **METHODS[method],
     )
@@ -94,12 +94,12 @@ def one(method: str, seed: int, cache: Path, say: Say) -> tuple[dict[str, Any], 
     corpus = make_file(folder / "own.csv", folder / f"{method}-run", recipe, path, say, quantize=False)
     label_of = {clip.path: clip.label for split in ("train", "val") for clip in clips_of(split)}
     known = {label_of[clip] for clip in corpus.train.paths} - set(words)
-    without = [path for path in negatives.join(cache) if not path.name.startswith(tuple(MINUTES))]
-    row, found = judge(path, words, known, without, cache, seed, say)
+    negatives_paths = [path for path in negatives.join(cache) if not path.name.startswith(tuple(MINUTES))]
+    row, found = evaluate_model(path, words, known, negatives_paths, cache, seed, say)
     return {"seed": seed, **row}, found
 
 
-def better(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> dict[str, list[int]]:
+def count_wins(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> dict[str, list[int]]:
     """Count, for each measure, the seeds in which `rows` did better than `others`, equally well, and worse."""
     measures = {
         "false_accepts": lambda row: -row["false_accepts"],
@@ -108,11 +108,11 @@ def better(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> dict[str
         "calibrated_found_clean": lambda row: -row["calibrated"]["frr_clean"],
         "calibrated_found_10db": lambda row: -row["calibrated"]["frr_10db"],
     }
-    told = {}
+    wins = {}
     for name, measure in measures.items():
         pairs = [(measure(row), measure(other)) for row, other in zip(rows, others, strict=True)]
-        told[name] = [sum(a > b for a, b in pairs), sum(a == b for a, b in pairs), sum(a < b for a, b in pairs)]
-    return told
+        wins[name] = [sum(a > b for a, b in pairs), sum(a == b for a, b in pairs), sum(a < b for a, b in pairs)]
+    return wins
 
 
 def main() -> None:
@@ -134,16 +134,16 @@ def main() -> None:
     }
     rows = {}
     for method in METHODS:
-        judged = [one(method, seed, options.cache, say) for seed in options.seeds]
-        rows[method] = [row for row, _ in judged]
+        results = [evaluate_seed(method, seed, options.cache, say) for seed in options.seeds]
+        rows[method] = [row for row, _ in results]
         rates = [row["false_accepts"] / row["hours"] for row in rows[method]]
-        whole = {"median_fa_per_hour": median(rates), "most_fa_per_hour": max(rates)}
-        result["methods"][method] = {**together(judged), **whole, "rows": rows[method]}
+        rates_summary = {"median_fa_per_hour": median(rates), "most_fa_per_hour": max(rates)}
+        result["methods"][method] = {**pool_results(results), **rates_summary, "rows": rows[method]}
         for row in rows[method]:
             say(f"{method}: {row}")
     result["better"] = {
-        "four_than_one": better(rows["four"], rows["one"]),
-        "hour_than_four": better(rows["hour"], rows["four"]),
+        "four_than_one": count_wins(rows["four"], rows["one"]),
+        "hour_than_four": count_wins(rows["hour"], rows["four"]),
     }
     write_json(RESULTS / "fewclips.json", result)
 

@@ -90,34 +90,36 @@ def arguments() -> argparse.Namespace:
 
 def run(given: argparse.Namespace) -> None:
     rows = read_rows(given.out)
-    asked = jobs_of(given)
-    left, there = without(asked, rows), by_key(rows)
-    jobs = [job for job in asked if job not in left] if given.again else left
+    requested = jobs_of(given)
+    missing, rows_by_key = missing_jobs(requested, rows), by_key(rows)
+    jobs = [job for job in requested if job not in missing] if given.again else missing
     if jobs:
         os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # the processes read these when they load torch
         rates = {name: seconds_per_clip(name) for name in {job.encoder for job in jobs}}
         cost = {job: job.passes(given.again) * rates[job.encoder] for job in jobs}
         processor = sum(cost.values()) / 60
-        what = "again" if given.again else "to go"
-        say(f"{len(jobs)} rows {what} ({len(rows)} there): about {processor:.0f} minutes of processor time,")
+        action = "again" if given.again else "to go"
+        say(f"{len(jobs)} rows {action} ({len(rows)} there): about {processor:.0f} minutes of processor time,")
         say(f"{processor / given.jobs:.0f} minutes with {given.jobs} processes; written to {given.out} after each")
-        began, done = time.monotonic(), 0.0
+        started, done = time.monotonic(), 0.0
         with workers(given.jobs, threads=1, advice="try fewer --jobs") as pool:
             futures = {
-                pool.submit(measure, job.task, job.manifest, job.encoder, job.seed, job.plan, there.get(job.key)): job
+                pool.submit(
+                    measure, job.task, job.manifest, job.encoder, job.seed, job.plan, rows_by_key.get(job.key)
+                ): job
                 for job in jobs
             }
             for future in as_completed(futures):
                 job, row = futures[future], future.result()
-                there[job.key] = row
-                write(given.out, list(there.values()))
+                rows_by_key[job.key] = row
+                write(given.out, list(rows_by_key.values()))
                 done += cost[job]
-                remaining = (time.monotonic() - began) * (sum(cost.values()) / done - 1) / 60
+                remaining = (time.monotonic() - started) * (sum(cost.values()) / done - 1) / 60
                 found = ", ".join(f"{key} {100 * row[key]:.1f}" for key in SHOWN)
                 say(
                     f"{' '.join(map(str, job.key))}: {found}; {row['seconds']['row']:.0f} s, about {remaining:.0f} min left"
                 )
-        rows = list(there.values())
+        rows = list(rows_by_key.values())
     print(markdown(rows, summarise(rows)))
 
 
@@ -125,11 +127,13 @@ def read_rows(out: Path) -> list[dict[str, Any]]:
     """Return the existing rows. Raises UsageError if they were measured with different recipe defaults from today's."""
     if not out.is_file():
         return []
-    there = json.loads(out.read_text(encoding="utf-8"))
-    then, now = there["recipe"], shared_recipe()
-    if changed := [key for key in {**then, **now} if then.get(key) != now.get(key)]:
+    stored = json.loads(out.read_text(encoding="utf-8"))
+    stored_recipe, current_recipe = stored["recipe"], shared_recipe()
+    if changed := [
+        key for key in {**stored_recipe, **current_recipe} if stored_recipe.get(key) != current_recipe.get(key)
+    ]:
         raise UsageError(f"{out}: its rows were measured with a different {', '.join(changed)}; choose another --out")
-    rows: list[dict[str, Any]] = there["rows"]
+    rows: list[dict[str, Any]] = stored["rows"]
     return rows
 
 
@@ -161,16 +165,16 @@ def by_key(rows: list[dict[str, Any]]) -> dict[tuple[str, str, int], dict[str, A
     return {(row["task"], row["encoder"], row["seed"]): row for row in rows}
 
 
-def without(jobs: list[Job], rows: list[dict[str, Any]]) -> list[Job]:
+def missing_jobs(jobs: list[Job], rows: list[dict[str, Any]]) -> list[Job]:
     """Return the jobs without a row. Raises UsageError if a job's row was measured with another number of epochs."""
-    there = by_key(rows)
+    rows_by_key = by_key(rows)
     for job in jobs:
-        row = there.get(job.key)
+        row = rows_by_key.get(job.key)
         if row and (row["epochs"], row["epochs_converged"]) != (job.plan.epochs, job.plan.longest):
             raise UsageError(
                 f"{' '.join(map(str, job.key))}: already measured with {row['epochs']} epochs; choose another --out"
             )
-    return [job for job in jobs if job.key not in there]
+    return [job for job in jobs if job.key not in rows_by_key]
 
 
 def seconds_per_clip(encoder_name: str) -> float:
@@ -179,12 +183,12 @@ def seconds_per_clip(encoder_name: str) -> float:
 
     torch.set_num_threads(1)
     encoder = pretrained(encoder_name, 1.28)
-    pcm, spent = 0.1 * torch.randn(TIMED, encoder.window), []
+    pcm, elapsed = 0.1 * torch.randn(TIMED, encoder.window), []
     for _ in range(2):
         start = time.process_time()
         encoder(pcm).sum().backward()
-        spent.append(time.process_time() - start)
-    return min(spent) / TIMED
+        elapsed.append(time.process_time() - start)
+    return min(elapsed) / TIMED
 
 
 def write(out: Path, rows: list[dict[str, Any]]) -> None:
@@ -193,8 +197,8 @@ def write(out: Path, rows: list[dict[str, Any]]) -> None:
     commands = [
         command([row for row in rows if row["encoder"] == name]) for name in {row["encoder"]: 0 for row in rows}
     ]
-    found = {"command": " && ".join(commands), **machine(), "recipe": shared_recipe(), "rows": rows}
-    write_json(out, {**found, "summary": summarise(rows)})
+    result = {"command": " && ".join(commands), **machine(), "recipe": shared_recipe(), "rows": rows}
+    write_json(out, {**result, "summary": summarise(rows)})
 
 
 def command(rows: list[dict[str, Any]]) -> str:

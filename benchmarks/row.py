@@ -95,11 +95,11 @@ class Bench:
     def train(self, name: str, recipe: Recipe, rates: list[tuple[float, float]]) -> Best:
         """Train a copy of the encoder at each pair of rates; return the best on validation, or the first of equals."""
         start = time.perf_counter()
-        trained = [one for rate in rates if (one := self.train_at(name, recipe, *rate)) is not None]
+        trained = [result for rate in rates if (result := self.train_at(name, recipe, *rate)) is not None]
         self.seconds[name] = round(time.perf_counter() - start, 1)
         if not trained:
             raise ConfitError(f"{name}: every training diverged")
-        best = max(trained, key=lambda one: _reached(one.fitted))
+        best = max(trained, key=lambda result: _validation_quality(result.fitted))
         self.history[name] = {
             key: [round(row[key], 4) for row in best.fitted.history]
             for key in ("val_linear", "val_head")
@@ -122,23 +122,25 @@ class Bench:
         """Judge `NAME_linear`, `NAME_knn` and, if it has a head, `NAME_head`; None stands for the untrained encoder."""
         if id(best) not in self.probed:
             self.probed[id(best)] = dual_probe(best.encoder if best else self.encoder, self.corpus, self.recipe, CPU)
-        found = self.probed[id(best)]
-        scores: dict[str, Any] = {"linear": found.linear, "knn": found.knn}
+        probes = self.probed[id(best)]
+        scores: dict[str, Any] = {"linear": probes.linear, "knn": probes.knn}
         if best and isinstance(best.fitted.objective, FineTune):
             scores["head"] = head_probe(best.fitted.objective)
         for probe, judge in scores.items():
             key = f"{name}_{probe}{suffix}"
-            self.right[key] = correct(judge.scores(found.test_embeddings), self.corpus.test.targets)
-            self.val[key] = round(float(correct(judge.scores(found.val_embeddings), self.corpus.val.targets).mean()), 4)
-        self.geometry[name + suffix] = _geometry(found, self.corpus)
+            self.right[key] = correct(judge.scores(probes.test_embeddings), self.corpus.test.targets)
+            self.val[key] = round(
+                float(correct(judge.scores(probes.val_embeddings), self.corpus.val.targets).mean()), 4
+            )
+        self.geometry[name + suffix] = _geometry(probes, self.corpus)
 
 
 def measure(
-    task: str, manifest: Path, encoder_name: str, seed: int, plan: Plan, before: dict[str, Any] | None = None
+    task: str, manifest: Path, encoder_name: str, seed: int, plan: Plan, previous: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Measure a row. Set torch to one thread first: two processes of one thread do more than one of two.
 
-    Given the row from `before`, only PairTune is measured again, and the results of its rivals are kept. Raises ConfitError,
+    Given the row from `previous`, only PairTune is measured again, and the results of its rivals are kept. Raises ConfitError,
     before any training, if the frozen encoder is not judged as it was then: the data or the arithmetic have changed.
     """
     start = time.perf_counter()
@@ -148,7 +150,7 @@ def measure(
         seed=seed, epochs=plan.epochs, window=plan.window, device="cpu", precision=pick_precision("auto", CPU)
     )
     bench = Bench(corpus, encoder, recipe)
-    about = {
+    row = {
         "task": task,
         "encoder": encoder_label(encoder_name),
         "seed": seed,
@@ -161,19 +163,19 @@ def measure(
         "precision": recipe.precision,
     }
     bench.judge("frozen", None)
-    if before is not None:
-        refuse_other({**about, **_columns(bench, seed)}, before)
+    if previous is not None:
+        check_same_row({**row, **_columns(bench, seed)}, previous)
     rates = {"pairtune": _pairtune(bench, plan)}
-    if before is None:
+    if previous is None:
         rates |= _rivals(bench, plan)
-        about["step_ratio"] = round(step_ratio(copy.deepcopy(encoder), corpus, recipe), 3)
-    found = {
-        **about,
+        row["step_ratio"] = round(step_ratio(copy.deepcopy(encoder), corpus, recipe), 3)
+    result = {
+        **row,
         **_columns(bench, seed),
         "lr": rates,
         "seconds": {**bench.seconds, "row": round(time.perf_counter() - start, 1)},
     }
-    return merged(before or {}, found)
+    return merged(previous or {}, result)
 
 
 def _pairtune(bench: Bench, plan: Plan) -> float:
@@ -234,26 +236,26 @@ def _columns(bench: Bench, seed: int) -> dict[str, Any]:
     }
 
 
-def refuse_other(found: dict[str, Any], before: dict[str, Any]) -> None:
+def check_same_row(row: dict[str, Any], previous: dict[str, Any]) -> None:
     """Raise ConfitError if the two rows differ in a value that every row must share."""
     for key in ("classes", "train_n", "val_n", "test_n", "precision", "frozen_linear", "frozen_knn"):
-        if found[key] != before[key]:
+        if row[key] != previous[key]:
             raise ConfitError(
-                f"{' '.join(str(found[name]) for name in ('task', 'encoder', 'seed'))}: {key} was {before[key]} and is"
-                f" {found[key]}; measure the whole row, with another --out"
+                f"{' '.join(str(row[name]) for name in ('task', 'encoder', 'seed'))}: {key} was {previous[key]} and is"
+                f" {row[key]}; measure the whole row, with another --out"
             )
 
 
-def merged(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """Return `before` updated with `found`; nested dictionaries are merged in the same way."""
-    both = {
-        key: merged(before[key], value) if isinstance(value, dict) and key in before else value
-        for key, value in found.items()
+def merged(previous: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
+    """Return `previous` updated with `update`; nested dictionaries are merged in the same way."""
+    combined = {
+        key: merged(previous[key], value) if isinstance(value, dict) and key in previous else value
+        for key, value in update.items()
     }
-    return {**before, **both}
+    return {**previous, **combined}
 
 
-def _reached(fitted: Fitted) -> float:
+def _validation_quality(fitted: Fitted) -> float:
     return quality(fitted.history[fitted.kept_epoch])
 
 
@@ -265,6 +267,6 @@ def by_group(right: dict[str, Bools], groups: list[str]) -> dict[str, Any]:
     return {"names": [str(name) for name in names], "n": count, "right": hits}
 
 
-def _geometry(found: DualProbe, corpus: Corpus) -> dict[str, float | None]:
-    measures = describe(found.test_embeddings, corpus.test.labels)
+def _geometry(probes: DualProbe, corpus: Corpus) -> dict[str, float | None]:
+    measures = describe(probes.test_embeddings, corpus.test.labels)
     return {key: round(measures[key], 5) if np.isfinite(measures[key]) else None for key in MEASURES}

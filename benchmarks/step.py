@@ -47,10 +47,10 @@ def step_ratio(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> float:
     encoder.train()
     steps = {}
     for name in ("finetune", "pairtune"):
-        one = replace(recipe, objective=name)
-        objective = make_objective(one, encoder.dim, len(corpus.classes), corpus.multi_label)
-        steps[name] = objective, make_optimiser(encoder, objective, one, 1e-6)
-    spent: dict[str, list[float]] = {name: [] for name in steps}
+        objective_recipe = replace(recipe, objective=name)
+        objective = make_objective(objective_recipe, encoder.dim, len(corpus.classes), corpus.multi_label)
+        steps[name] = objective, make_optimiser(encoder, objective, objective_recipe, 1e-6)
+    elapsed: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(TURNS + 1):
         for name in sorted(steps, reverse=bool(turn % 2)):
             objective, optimiser = steps[name]
@@ -61,27 +61,27 @@ def step_ratio(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> float:
             loss.item()
             optimiser.step()
             if turn:  # the first turn warms up
-                spent[name].append(time.process_time() - start)
-    return median(spent["pairtune"]) / median(spent["finetune"])
+                elapsed[name].append(time.process_time() - start)
+    return median(elapsed["pairtune"]) / median(elapsed["finetune"])
 
 
 def epoch_seconds(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> dict[str, float]:
     """Return the wall seconds of the fastest epoch after the first: of its steps alone, and with the check on validation."""
-    marks: dict[int, dict[str, float]] = {}
+    timestamps: dict[int, dict[str, float]] = {}
 
     def watch(event: dict[str, Any]) -> None:
         now = time.perf_counter()
         if event["stage"] == "step":
-            marks.setdefault(event["epoch"], {"first": now})["last"] = now
+            timestamps.setdefault(event["epoch"], {"first": now})["last"] = now
         elif event["stage"] == "epoch":
-            marks[int(event["epoch"]) - 1]["end"] = now
+            timestamps[int(event["epoch"]) - 1]["end"] = now
 
     start = time.perf_counter()
     fit(encoder, corpus, recipe, lr=encoder.learning_rate, epochs=recipe.epochs, watch=watch)
-    begins = [start] + [marks[epoch]["end"] for epoch in range(recipe.epochs - 1)]
-    trained = [marks[epoch]["last"] - begins[epoch] for epoch in range(1, recipe.epochs)]
-    whole = [marks[epoch]["end"] - begins[epoch] for epoch in range(1, recipe.epochs)]
-    return {"steps": round(min(trained), 2), "with_validation": round(min(whole), 2)}
+    epoch_starts = [start] + [timestamps[epoch]["end"] for epoch in range(recipe.epochs - 1)]
+    steps_only = [timestamps[epoch]["last"] - epoch_starts[epoch] for epoch in range(1, recipe.epochs)]
+    with_validation = [timestamps[epoch]["end"] - epoch_starts[epoch] for epoch in range(1, recipe.epochs)]
+    return {"steps": round(min(steps_only), 2), "with_validation": round(min(with_validation), 2)}
 
 
 def one_second_clips(corpus: Corpus) -> Corpus:
@@ -89,8 +89,8 @@ def one_second_clips(corpus: Corpus) -> Corpus:
     rows = np.arange(CLIPS) % len(corpus.train)
     pcm = [np.pad(corpus.train.pcm[row], (0, SECOND))[:SECOND] for row in rows]
     train = corpus.train
-    many = Clips(pcm, train.targets[rows], [train.groups[row] for row in rows], [train.paths[row] for row in rows])
-    return replace(corpus, train=many)
+    repeated = Clips(pcm, train.targets[rows], [train.groups[row] for row in rows], [train.paths[row] for row in rows])
+    return replace(corpus, train=repeated)
 
 
 def main() -> None:

@@ -38,40 +38,40 @@ def compare(models: dict[str, Path], published: Path) -> dict[str, Any]:
     graphs = {name: onnx.load(path) for name, path in models.items()}
     for name, graph in graphs.items():
         check_cut(graph, models[name])
-    alone = {name: network(graph)[:2] for name, graph in graphs.items()}
-    whole = {name: without_front_end(graph) for name, graph in graphs.items()}
-    found: dict[str, Any] = {}
-    for said, hops in (("one_hop", 1), ("ten_hops", 10)):
+    networks = {name: network(graph)[:2] for name, graph in graphs.items()}
+    with_heads = {name: without_front_end(graph) for name, graph in graphs.items()}
+    result: dict[str, Any] = {}
+    for label, hops in (("one_hop", 1), ("ten_hops", 10)):
         calls = {"published": _published(published, hops)}
-        calls |= {name: _streamed(part, hops) for name, part in alone.items()}
-        calls |= {f"{name} with head": _streamed(part, hops) for name, part in whole.items()}
-        took = in_turns(calls, CALLS // hops)
-        found[said] = {"published": {"us": round(1e6 * took["published"], 1)}}
+        calls |= {name: _streamed(part, hops) for name, part in networks.items()}
+        calls |= {f"{name} with head": _streamed(part, hops) for name, part in with_heads.items()}
+        elapsed = time_in_turns(calls, CALLS // hops)
+        result[label] = {"published": {"us": round(1e6 * elapsed["published"], 1)}}
         for name in models:
-            found[said][name] = {
-                "us": round(1e6 * took[name], 1),
-                "ratio": round(took[name] / took["published"], 4),
-                "with_head": round(took[f"{name} with head"] / took["published"], 4),
+            result[label][name] = {
+                "us": round(1e6 * elapsed[name], 1),
+                "ratio": round(elapsed[name] / elapsed["published"], 4),
+                "with_head": round(elapsed[f"{name} with head"] / elapsed["published"], 4),
             }
-    found["profile_one_hop_us"] = {name: profile(part) for name, part in whole.items()}
-    found["calls"] = CALLS
-    return found
+    result["profile_one_hop_us"] = {name: profile(part) for name, part in with_heads.items()}
+    result["calls"] = CALLS
+    return result
 
 
-def in_turns(calls: dict[str, Callable[[], None]], times: int) -> dict[str, float]:
+def time_in_turns(calls: dict[str, Callable[[], None]], times: int) -> dict[str, float]:
     """Return the processor seconds of each call, median of `times`, in turns of `TURN` calls; the first ones warm up.
 
     In turns of single calls, each would find the caches full of the others' weights, which no real program does.
     """
-    spent: dict[str, list[float]] = {name: [] for name in calls}
-    while len(spent[next(reversed(calls))]) < times:
+    elapsed: dict[str, list[float]] = {name: [] for name in calls}
+    while len(elapsed[next(reversed(calls))]) < times:
         for name, call in calls.items():
             for number in range(TURN):
                 start = time.thread_time()
                 call()
                 if number >= WARM_UP:
-                    spent[name].append(time.thread_time() - start)
-    return {name: median(several) for name, several in spent.items()}
+                    elapsed[name].append(time.thread_time() - start)
+    return {name: median(times_of_call) for name, times_of_call in elapsed.items()}
 
 
 def profile(part: tuple[onnx.ModelProto, str], calls: int = 200) -> dict[str, dict[str, float]]:
@@ -92,53 +92,55 @@ def profile(part: tuple[onnx.ModelProto, str], calls: int = 200) -> dict[str, di
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             nodes[event["args"]["op_name"], event["name"]].append(event["dur"])
     by_operator: dict[str, dict[str, float]] = defaultdict(lambda: {"nodes": 0, "us": 0.0})
-    for (operator, _), took in nodes.items():
+    for (operator, _), durations in nodes.items():
         by_operator[operator]["nodes"] += 1
-        by_operator[operator]["us"] += median(took)
+        by_operator[operator]["us"] += median(durations)
     return dict(sorted(by_operator.items(), key=lambda entry: -entry[1]["us"]))
 
 
 def check_cut(graph: onnx.ModelProto, path: Path) -> None:
     """Raise ValueError unless the two parts, one after the other, give the same as the whole model."""
     hop = read_sealed(path.read_bytes()).contract.hop
-    whole, first = (open_session(one.SerializeToString(), 1) for one in (graph, front_end(graph)))
-    rest, frames = without_front_end(graph)
-    second = open_session(rest.SerializeToString(), 1)
+    full_session, front_session = (open_session(one.SerializeToString(), 1) for one in (graph, front_end(graph)))
+    network_part, frames = without_front_end(graph)
+    network_session = open_session(network_part.SerializeToString(), 1)
     states: Arrays = {
         entry.name: np.zeros((1, *entry.shape[1:]), TYPES[entry.type])
-        for entry in whole.get_inputs()
+        for entry in full_session.get_inputs()
         if entry.name != "pcm"
     }
-    wanted_states = parts_states = states
+    full_states = parts_states = states
     for pcm in np.float32(0.05) * np.random.default_rng(0).standard_normal((20, 1, hop), dtype=np.float32):
-        wanted, wanted_states = _call(whole, {"pcm": pcm}, wanted_states)
-        made, begun = _call(first, {"pcm": pcm}, parts_states)
-        found, rest_states = _call(second, {frames: made[frames]}, parts_states)
-        parts_states = {**begun, **rest_states}
-        if not np.allclose(wanted["embedding"], found["embedding"], atol=SAME):
+        expected, full_states = _call(full_session, {"pcm": pcm}, full_states)
+        front_outputs, front_states = _call(front_session, {"pcm": pcm}, parts_states)
+        outputs, rest_states = _call(network_session, {frames: front_outputs[frames]}, parts_states)
+        parts_states = {**front_states, **rest_states}
+        if not np.allclose(expected["embedding"], outputs["embedding"], atol=SAME):
             raise ValueError(f"{path.name}: cut at {frames}, the model no longer gives the same embeddings")
 
 
 def _call(session: Any, inputs: Arrays, states: Arrays) -> tuple[Arrays, Arrays]:
     """Call a part that takes some of `states`; return its outputs and the new states."""
-    own = {entry.name: states[entry.name] for entry in session.get_inputs() if entry.name in states}
+    own_states = {entry.name: states[entry.name] for entry in session.get_inputs() if entry.name in states}
     names = [entry.name for entry in session.get_outputs()]
-    made = dict(zip(names, session.run(names, {**inputs, **own}), strict=True))
-    return made, {name: made[f"{name}_out"] for name in own}
+    outputs = dict(zip(names, session.run(names, {**inputs, **own_states}), strict=True))
+    return outputs, {name: outputs[f"{name}_out"] for name in own_states}
 
 
 def _published(path: Path, hops: int) -> Callable[[], None]:
     session = open_session(path.read_bytes(), 1)
-    (taken,), (made,) = session.get_inputs(), session.get_outputs()
+    (input_,), (output,) = session.get_inputs(), session.get_outputs()
     windows = np.random.default_rng(0).standard_normal((hops, FRAMES, BANDS, 1), dtype=np.float32)
-    return bind(session, {taken.name: windows}, {made.name: np.zeros((hops, 1, 1, 96), np.float32)})
+    return bind(session, {input_.name: windows}, {output.name: np.zeros((hops, 1, 1, 96), np.float32)})
 
 
 def _streamed(part: tuple[onnx.ModelProto, str], hops: int) -> Callable[[], None]:
     session = open_session(part[0].SerializeToString(), 1)
     inputs, _ = _arrays(part, hops)
-    made = session.run(None, inputs)
-    outputs = {entry.name: np.zeros_like(value) for entry, value in zip(session.get_outputs(), made, strict=True)}
+    outputs_now = session.run(None, inputs)
+    outputs = {
+        entry.name: np.zeros_like(value) for entry, value in zip(session.get_outputs(), outputs_now, strict=True)
+    }
     return bind(session, inputs, outputs)
 
 

@@ -23,12 +23,12 @@ OWN_RATE_CONVERGED = ("finetune_head_own_converged", "finetune_linear_own_conver
 
 
 def summarise(rows: list[Row]) -> dict[str, Any]:
-    """Return the claims of `of_one_encoder` for each encoder."""
+    """Return the claims of `summarise_encoder` for each encoder."""
     encoders = list(dict.fromkeys(row["encoder"] for row in rows))
-    return {name: of_one_encoder([row for row in rows if row["encoder"] == name]) for name in encoders}
+    return {name: summarise_encoder([row for row in rows if row["encoder"] == name]) for name in encoders}
 
 
-def of_one_encoder(rows: list[Row]) -> dict[str, Any]:
+def summarise_encoder(rows: list[Row]) -> dict[str, Any]:
     """Return the claims over tasks, where each task is the mean of its seeds.
 
     The best rival is found in three ways: the one best over all tasks, the one best on each task's validation, and the one
@@ -41,7 +41,7 @@ def of_one_encoder(rows: list[Row]) -> dict[str, Any]:
     by_val = {task: max(RIVALS, key=lambda rival: mean(row["val"][rival] for row in of_task[task])) for task in tasks}
     by_test = {task: max(RIVALS, key=lambda rival: means[rival][task]) for task in tasks}
 
-    def against(rivals: dict[str, str], ours: str) -> dict[str, Any]:
+    def compare_with(rivals: dict[str, str], ours: str) -> dict[str, Any]:
         return differences({task: (of_task[task], ours, rivals[task]) for task in tasks})
 
     convergence = [
@@ -56,32 +56,36 @@ def of_one_encoder(rows: list[Row]) -> dict[str, Any]:
     return {
         "seeds": sorted({row["seed"] for row in rows}),
         "tasks": tasks,
-        "same_epochs_against_head": against(dict.fromkeys(tasks, HEAD), OURS),
+        "same_epochs_against_head": compare_with(dict.fromkeys(tasks, HEAD), OURS),
         "converged": {
-            **{rival: against(dict.fromkeys(tasks, rival), OURS_CONVERGED) for rival in RIVALS},
-            "best_over_tasks": {"rival": best, **against(dict.fromkeys(tasks, best), OURS_CONVERGED)},
-            "best_by_validation": {"rivals": by_val, **against(by_val, OURS_CONVERGED)},
-            "best_by_test": {"rivals": by_test, **against(by_test, OURS_CONVERGED)},
+            **{rival: compare_with(dict.fromkeys(tasks, rival), OURS_CONVERGED) for rival in RIVALS},
+            "best_over_tasks": {"rival": best, **compare_with(dict.fromkeys(tasks, best), OURS_CONVERGED)},
+            "best_by_validation": {"rivals": by_val, **compare_with(by_val, OURS_CONVERGED)},
+            "best_by_test": {"rivals": by_test, **compare_with(by_test, OURS_CONVERGED)},
         },
         "own_rate": {
-            "same_epochs": {rival: against(dict.fromkeys(tasks, rival), OURS) for rival in OWN_RATE},
-            "converged": {rival: against(dict.fromkeys(tasks, rival), OURS_CONVERGED) for rival in OWN_RATE_CONVERGED},
+            "same_epochs": {rival: compare_with(dict.fromkeys(tasks, rival), OURS) for rival in OWN_RATE},
+            "converged": {
+                rival: compare_with(dict.fromkeys(tasks, rival), OURS_CONVERGED) for rival in OWN_RATE_CONVERGED
+            },
         },
-        "before_converged_best": {"rival": best, **against(dict.fromkeys(tasks, best), OURS)},
+        "before_converged_best": {"rival": best, **compare_with(dict.fromkeys(tasks, best), OURS)},
         "epochs_to_95": {
             "tasks": convergence,
-            "median_ratio_linear": round(median(one["pairtune"] / one["finetune"] for one in convergence), 3),
-            "median_ratio_head": round(median(one["pairtune"] / one["head"] for one in convergence), 3),
+            "median_ratio_linear": round(median(entry["pairtune"] / entry["finetune"] for entry in convergence), 3),
+            "median_ratio_head": round(median(entry["pairtune"] / entry["head"] for entry in convergence), 3),
         },
         "top1": {
             "tasks_where_pairtune_is_lower": sum(
-                _mean(of_task[task], "top1_pairtune", "top1_finetune") < 0 for task in tasks
+                _mean_difference(of_task[task], "top1_pairtune", "top1_finetune") < 0 for task in tasks
             ),
-            "mean_difference": round(mean(_mean(of_task[task], "top1_pairtune", "top1_finetune") for task in tasks), 5),
+            "mean_difference": round(
+                mean(_mean_difference(of_task[task], "top1_pairtune", "top1_finetune") for task in tasks), 5
+            ),
         },
         "isoscore": {
             "mean_difference": round(
-                mean(_mean(of_task[task], "isoscore_pairtune", "isoscore_finetune") for task in tasks), 5
+                mean(_mean_difference(of_task[task], "isoscore_pairtune", "isoscore_finetune") for task in tasks), 5
             ),
         },
         "step_ratio": {
@@ -91,7 +95,7 @@ def of_one_encoder(rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def _mean(rows: list[Row], one: str, other: str) -> float:
+def _mean_difference(rows: list[Row], one: str, other: str) -> float:
     return float(mean(row[one] - row[other] for row in rows))
 
 
@@ -101,9 +105,9 @@ def differences(pairs: dict[str, tuple[list[Row], str, str]]) -> dict[str, Any]:
     Within a task, test groups are resampled, the same ones for all seeds, and the interval is widened if there are few.
     """
     tasks = {}
-    for task, (rows, ours, rival) in pairs.items():
-        gain = mean(row[ours] - row[rival] for row in rows)
-        low, high = group_interval(rows, ours, rival)
+    for task, (rows, method, rival) in pairs.items():
+        gain = mean(row[method] - row[rival] for row in rows)
+        low, high = group_interval(rows, method, rival)
         tasks[task] = {"difference": round(gain, 4), "low": round(low, 4), "high": round(high, 4)}
     values = np.array([task["difference"] for task in tasks.values()])
     low, high = task_interval(values)
@@ -117,23 +121,26 @@ def differences(pairs: dict[str, tuple[list[Row], str, str]]) -> dict[str, Any]:
     }
 
 
-def group_interval(rows: list[Row], ours: str, rival: str) -> tuple[float, float]:
+def group_interval(rows: list[Row], method: str, rival: str) -> tuple[float, float]:
     """Return the interval of the difference in accuracy, resampling the test groups, which all seeds share."""
     groups = [row["test_groups"] for row in rows]
-    if any(one["names"] != groups[0]["names"] for one in groups):
+    if any(groups_of_seed["names"] != groups[0]["names"] for groups_of_seed in groups):
         raise ValueError(f"{rows[0]['task']}: its seeds do not share the same test groups")
-    gain = np.sum([np.subtract(one["right"][ours], one["right"][rival]) for one in groups], axis=0)
-    clips = np.sum([one["n"] for one in groups], axis=0)
-    drawn = np.random.default_rng(0).integers(len(clips), size=(DRAWS, len(clips)))
-    return interval(gain.sum() / clips.sum(), gain[drawn].sum(axis=1) / clips[drawn].sum(axis=1), len(clips))
+    gains = np.sum(
+        [np.subtract(groups_of_seed["right"][method], groups_of_seed["right"][rival]) for groups_of_seed in groups],
+        axis=0,
+    )
+    clips = np.sum([groups_of_seed["n"] for groups_of_seed in groups], axis=0)
+    draws = np.random.default_rng(0).integers(len(clips), size=(DRAWS, len(clips)))
+    return interval(gains.sum() / clips.sum(), gains[draws].sum(axis=1) / clips[draws].sum(axis=1), len(clips))
 
 
 def task_interval(values: Doubles) -> tuple[float, float]:
     """Return the interval of the mean over tasks, by Student's t, since they are few; a single task gives -1 to 1."""
     if len(values) < 2:
         return -1.0, 1.0
-    reach = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return max(-1.0, float(values.mean() - reach)), min(1.0, float(values.mean() + reach))
+    half_width = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return max(-1.0, float(values.mean() - half_width)), min(1.0, float(values.mean() + half_width))
 
 
 COLUMNS = (
@@ -145,28 +152,32 @@ COLUMNS = (
 def markdown(rows: list[Row], summary: dict[str, Any]) -> str:
     """Return a table for each encoder, with accuracies in percent as means of the seeds, and the claims below it."""
     lines = []
-    for encoder, found in summary.items():
-        mine = [row for row in rows if row["encoder"] == encoder]
+    for encoder, result in summary.items():
+        encoder_rows = [row for row in rows if row["encoder"] == encoder]
         lines += [f"## {encoder}", "", f"| task | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
-        for task in found["tasks"]:
-            cells = [mean(100 * row[key] for row in mine if row["task"] == task) for key in COLUMNS]
+        for task in result["tasks"]:
+            cells = [mean(100 * row[key] for row in encoder_rows if row["task"] == task) for key in COLUMNS]
             lines.append(f"| {task} | {' | '.join(f'{cell:.1f}' for cell in cells)} |")
         lines += ["", "| against | points, 95 % over tasks | better on | worse on |", "|---|---|---|---|"]
         claims = {
-            f"{HEAD}, same epochs": found["same_epochs_against_head"],
-            "best_over_tasks, PairTune after its short training": found["before_converged_best"],
-            **found["converged"],
-            **{f"{rival}, same epochs": claim for rival, claim in found["own_rate"]["same_epochs"].items()},
-            **found["own_rate"]["converged"],
+            f"{HEAD}, same epochs": result["same_epochs_against_head"],
+            "best_over_tasks, PairTune after its short training": result["before_converged_best"],
+            **result["converged"],
+            **{f"{rival}, same epochs": claim for rival, claim in result["own_rate"]["same_epochs"].items()},
+            **result["own_rate"]["converged"],
         }
         for name, claim in claims.items():
             better, worse = (", ".join(claim[f"significantly_{word}_on"]) or "-" for word in ("better", "worse"))
             lines.append(f"| {name} | {points(claim)} | {better} | {worse} |")
-        epochs, top1, step = found["epochs_to_95"], found["top1"], found["step_ratio"]
+        epochs, top1, step = (
+            result["epochs_to_95"],
+            result["top1"],
+            result["step_ratio"],
+        )
         lines += [
             "",
             f"Epochs to 95 %: {epochs['median_ratio_linear']} of vanilla's, {epochs['median_ratio_head']} of its head's "
-            f"(medians). Top contribution lower on {top1['tasks_where_pairtune_is_lower']} of {len(found['tasks'])} tasks. "
+            f"(medians). Top contribution lower on {top1['tasks_where_pairtune_is_lower']} of {len(result['tasks'])} tasks. "
             f"A step costs {step['median']} of vanilla's (at most {step['most']}).",
             "",
         ]

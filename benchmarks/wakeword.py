@@ -46,50 +46,53 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def made(word: str, method: str, out: Path, seed: int, say: Say) -> tuple[Path, set[str]]:
+def train_word_model(word: str, method: str, out: Path, seed: int, say: Say) -> tuple[Path, set[str]]:
     """Return a model file of one word, and the words that training used as negatives."""
-    every = read_manifest(DATA / "words" / "manifest.csv")
-    own = tuple(clip for clip in every.clips if clip.label == word)
+    manifest = read_manifest(DATA / "words" / "manifest.csv")
+    clips = tuple(clip for clip in manifest.clips if clip.label == word)
     out.mkdir(parents=True, exist_ok=True)
-    write_manifest(Manifest(own, every.source, multi_label=False), out / "own.csv")
+    write_manifest(Manifest(clips, manifest.source, multi_label=False), out / "own.csv")
     background, run = str(DATA / "background" / "train"), out / f"{method}-run"
     recipe = Recipe(seed=seed, others="words", background=background, frozen_baseline=False, **METHODS[method])
-    model, ours = out / f"{method}.onnx", method != "head"
-    corpus = make_file(out / "own.csv", run, recipe, model, say, quantize=ours, typical=ours)
-    label_of = {clip.path: clip.label for clip in every.clips}
+    model, is_pairtune = out / f"{method}.onnx", method != "head"
+    corpus = make_file(out / "own.csv", run, recipe, model, say, quantize=is_pairtune, typical=is_pairtune)
+    label_of = {clip.path: clip.label for clip in manifest.clips}
     return model, {label_of[path] for path in corpus.train.paths} - {word}
 
 
-def judge(
-    path: Path, words: tuple[str, ...], known: set[str], without: list[Path], cache: Path, seed: int, say: Say
+def evaluate_model(
+    path: Path, words: tuple[str, ...], known: set[str], negatives_paths: list[Path], cache: Path, seed: int, say: Say
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the row of a model of `words`, and whether it found each clip, to be pooled.
 
-    `known` are the words that training used as negatives. False accepts are counted in the recordings `without` the words.
+    `known` are the words that training used as negatives. False accepts are counted in
+    the recordings `negatives_paths`, which do not contain the words.
     """
     model = load(path, calibrated=False)
     test, val = ([clip for clip in clips_of(split) if clip.label in words] for split in ("test", "val"))
-    heard = conditions(test, seed)
-    heard["validation"] = conditions(val, seed)["clean"]
-    rows = model_method(model, without, heard, cache, say)
+    clips_by_condition = conditions(test, seed)
+    clips_by_condition["validation"] = conditions(val, seed)["clean"]
+    rows = model_method(model, negatives_paths, clips_by_condition, cache, say)
     contract = model.contract
-    on = {word: contract.thresholds[word]["on"] for word in words}
+    on_thresholds = {word: contract.thresholds[word]["on"] for word in words}
     hours = sum(recording.seconds for recording in rows.recordings) / 3600
     found = {
         name: [
-            (score_positive(contract, clip.label, clip.group, those).level >= on[clip.label], clip.group)
-            for clip, those in rows.clips[name]
+            (score_positive(contract, clip.label, clip.group, clip_scores).level >= on_thresholds[clip.label],
+                clip.group,
+            )
+            for clip, clip_scores in rows.clips[name]
         ]
         for name in ("clean", "10db")
     }
     others = [clip for clip in clips_of("test") if clip.label not in words]
-    fired = [
+    fired_by_word = [
         (clip.label in known, bool(hits(contract, clip_rows(model, load_clip(clip.path, RATE))))) for clip in others
     ]
-    seen, unseen = ([hit for trained, hit in fired if trained == wanted] for wanted in (True, False))
+    seen, unseen = ([hit for trained, hit in fired_by_word if trained == is_seen] for is_seen in (True, False))
     calibrated = measure(rows, seed)
     row = {
-        "thresholds": on,
+        "thresholds": on_thresholds,
         "found_clean": sum(hit for hit, _ in found["clean"]),
         "found_10db": sum(hit for hit, _ in found["10db"]),
         "n": len(test),
@@ -110,26 +113,26 @@ def hits(contract: Contract, rows: Floats) -> list[Hit]:
     return Detector.from_contract(contract).push(rows)
 
 
-def together(judged: list[tuple[dict[str, Any], dict[str, list[tuple[bool, str]]]]]) -> dict[str, Any]:
+def pool_results(results: list[tuple[dict[str, Any], dict[str, list[tuple[bool, str]]]]]) -> dict[str, Any]:
     """Pool all models: shares found, with intervals that account for differences between voices, and false accepts per hour.
 
     False accepts have no interval; the rate of each model is listed instead. All models heard the same hours, so pooling
     adds no evidence.
     """
-    rows = [row for row, _ in judged]
-    whole: dict[str, Any] = {}
+    rows = [row for row, _ in results]
+    pooled: dict[str, Any] = {}
     for condition in ("clean", "10db"):
-        clips = [clip for _, found in judged for clip in found[condition]]
+        clips = [clip for _, found in results for clip in found[condition]]
         found, groups = zip(*clips, strict=True)
         low, high = grouped_share_interval(list(found), list(groups), CONFIDENCE)
-        whole[f"found_{condition}"] = {"share": sum(found) / len(found), "n": len(found), "interval": [low, high]}
+        pooled[f"found_{condition}"] = {"share": sum(found) / len(found), "n": len(found), "interval": [low, high]}
     accepts, hours = sum(row["false_accepts"] for row in rows), sum(row["hours"] for row in rows)
-    whole["fa_per_hour"] = {"rate": accepts / hours, "by_model": [row["false_accepts"] / row["hours"] for row in rows]}
+    pooled["fa_per_hour"] = {"rate": accepts / hours, "by_model": [row["false_accepts"] / row["hours"] for row in rows]}
     for kind in ("other_words_seen", "other_words_unseen"):
-        whole[kind] = [sum(row[kind][at] for row in rows) for at in (0, 1)]
+        pooled[kind] = [sum(row[kind][index] for row in rows) for index in (0, 1)]
     for key in ("frr_clean", "frr_10db", "measured_fa_per_hour", "promised_fa_per_hour"):
-        whole[f"calibrated_{key}"] = mean(row["calibrated"][key] for row in rows)
-    return whole
+        pooled[f"calibrated_{key}"] = mean(row["calibrated"][key] for row in rows)
+    return pooled
 
 
 def main() -> None:
@@ -151,13 +154,13 @@ def main() -> None:
         "methods": {},
     }
     for method in METHODS:
-        judged = []
+        results = []
         for word in WORDS:
-            path, known = made(word, method, work / word, options.seed, say)
-            without = negatives.join(options.cache)
-            judged.append(judge(path, (word,), known, without, options.cache, options.seed, say))
-        rows = [row for row, _ in judged]
-        result["methods"][method] = {**together(judged), "rows": rows}
+            path, known = train_word_model(word, method, work / word, options.seed, say)
+            negatives_paths = negatives.join(options.cache)
+            results.append(evaluate_model(path, (word,), known, negatives_paths, options.cache, options.seed, say))
+        rows = [row for row, _ in results]
+        result["methods"][method] = {**pool_results(results), "rows": rows}
         for row in rows:
             say(f"{method}: {row}")
     write_json(RESULTS / "wakeword.json", result)

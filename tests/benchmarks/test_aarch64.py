@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.aarch64 import compared
+from benchmarks.aarch64 import compare_outputs
 from confit_runtime.errors import ConfitError
 
 
@@ -18,7 +18,7 @@ def side(machine: str, score: float, *starts: int) -> dict[str, Any]:
 
 
 def test_the_same_events_with_scores_that_differ_a_little() -> None:
-    found = compared(side("x86_64", 0.75, 1600, 8000), side("aarch64", 0.5, 1600, 8000))
+    found = compare_outputs(side("x86_64", 0.75, 1600, 8000), side("aarch64", 0.5, 1600, 8000))
     assert found == {
         "rows": 4,
         "scores_max_abs_diff": 0.25,
@@ -31,10 +31,10 @@ def test_the_same_events_with_scores_that_differ_a_little() -> None:
 
 @pytest.mark.parametrize("starts", [(1600,), (1600, 9280), ()])
 def test_events_that_are_missing_or_moved_are_not_equal(starts: tuple[int, ...]) -> None:
-    found = compared(side("x86_64", 0.5, 1600, 8000), side("aarch64", 0.5, *starts))
+    found = compare_outputs(side("x86_64", 0.5, 1600, 8000), side("aarch64", 0.5, *starts))
     assert (found["events_equal"], found["event_scores_max_abs_diff"]) == (False, None)
 
 
 def test_a_program_that_was_not_emulated_proves_nothing() -> None:
     with pytest.raises(ConfitError, match="ran a program of x86_64"):
-        compared(side("x86_64", 0.5), side("x86_64", 0.5))
+        compare_outputs(side("x86_64", 0.5), side("x86_64", 0.5))

@@ -13,8 +13,8 @@ import pytest
 from scipy.stats import sem
 from scipy.stats import t as student
 
-from benchmarks.pairtune import Job, without, write
-from benchmarks.row import Plan, by_group, merged, refuse_other
+from benchmarks.pairtune import Job, missing_jobs, write
+from benchmarks.row import Plan, by_group, check_same_row, merged
 from benchmarks.summary import (
     COLUMNS,
     OWN_RATE,
@@ -143,9 +143,9 @@ def test_what_is_measured_again_leaves_the_rivals_as_they_were() -> None:
 def test_a_row_is_not_merged_with_one_of_other_data_or_arithmetic(key: str) -> None:
     both = {"task": "words", "encoder": "e", "seed": 0, "classes": 2, "train_n": 9, "val_n": 9, "test_n": 9}
     both |= {"precision": "fp32", "frozen_linear": 0.5, "frozen_knn": 0.5}
-    refuse_other(both, both)
+    check_same_row(both, both)
     with pytest.raises(ConfitError, match=f"words e 0: {key} was"):
-        refuse_other(both, {**both, key: "other"})
+        check_same_row(both, {**both, key: "other"})
 
 
 def test_a_row_of_other_epochs_is_not_taken_for_the_one_asked_for() -> None:
@@ -153,7 +153,7 @@ def test_a_row_of_other_epochs_is_not_taken_for_the_one_asked_for() -> None:
     epochs = 4 + 2 * 4 + 1 * 4 + 4 * 12  # PairTune, vanilla at two pairs of rates, LP-FT at one; three long, one again
     assert job.passes(again=False) == epochs * (7 + 12) + 9 * (9 * 12 + 9 + 54) / 3
     assert job.passes(again=True) == (4 + 12) * (7 + 12) + 3 * (9 * 12 + 9 + 54) / 3
-    assert without([job], [row("words", 0, 0.9, 0.5)]) == []
-    assert without([job], [row("words", 1, 0.9, 0.5)]) == [job]
+    assert missing_jobs([job], [row("words", 0, 0.9, 0.5)]) == []
+    assert missing_jobs([job], [row("words", 1, 0.9, 0.5)]) == [job]
     with pytest.raises(UsageError, match="words some-encoder 0"):
-        without([replace(job, plan=Plan(5, 15, (1e-4,)))], [row("words", 0, 0.9, 0.5)])
+        missing_jobs([replace(job, plan=Plan(5, 15, (1e-4,)))], [row("words", 0, 0.9, 0.5)])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.wakeword import together
+from benchmarks.wakeword import pool_results
 
 
 def judged(false_accepts: int) -> tuple[dict[str, Any], dict[str, list[tuple[bool, str]]]]:
@@ -19,5 +19,5 @@ def judged(false_accepts: int) -> tuple[dict[str, Any], dict[str, list[tuple[boo
 
 
 def test_false_accepts_of_models_that_heard_the_same_hours_are_told_of_each_without_an_interval() -> None:
-    rates = together([judged(0), judged(8), judged(1)])["fa_per_hour"]
+    rates = pool_results([judged(0), judged(8), judged(1)])["fa_per_hour"]
     assert rates == {"rate": pytest.approx(0.75), "by_model": [0.0, 2.0, 0.25]}
