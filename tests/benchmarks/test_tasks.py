@@ -78,7 +78,7 @@ def test_without_a_cache_it_says_how_to_get_one(tmp_path: Path) -> None:
         build(TASKS["drums"], tmp_path, 0)
 
 
-def test_shares_of_groups_are_as_asked() -> None:
+def test_shares_of_groups_are_as_requested() -> None:
     splits = [_by_hash(f"phrase {number}", val=0.2, test=0.3) for number in range(4000)]
     assert splits.count("val") / 4000 == pytest.approx(0.2, abs=0.03)
     assert splits.count("test") / 4000 == pytest.approx(0.3, abs=0.03)

@@ -18,6 +18,6 @@ def judged(false_accepts: int) -> tuple[dict[str, Any], dict[str, list[tuple[boo
     return row, {"clean": found, "10db": found}
 
 
-def test_false_accepts_of_models_that_heard_the_same_hours_are_told_of_each_without_an_interval() -> None:
+def test_false_accepts_of_models_on_the_same_hours_are_listed_without_an_interval() -> None:
     rates = pool_results([judged(0), judged(8), judged(1)])["fa_per_hour"]
     assert rates == {"rate": pytest.approx(0.75), "by_model": [0.0, 2.0, 0.25]}

@@ -96,7 +96,7 @@ def test_calibrated_again_it_scores_nothing_twice(
     assert confit(*arguments)[:2] == first[:2]
 
 
-def test_too_few_hours_are_said_and_nothing_is_written(confit: Confit, sounds: Path, model: Path) -> None:
+def test_too_few_hours_are_reported_and_nothing_is_written(confit: Confit, sounds: Path, model: Path) -> None:
     code, out, err = confit("calibrate", model, "--negatives", sounds / "negatives", "--json")
     assert code == 1
     assert "5.76 more" in err
@@ -123,7 +123,7 @@ def test_a_copy_is_baked_and_means_the_same(confit: Confit, sounds: Path, model:
     np.testing.assert_array_equal(baked.rows(tone(500, 1.0), RATE)[0], plain.rows(tone(500, 1.0), RATE)[0])
 
 
-def test_recordings_that_hold_the_models_own_sounds_are_told_of(
+def test_recordings_that_hold_the_models_own_sounds_are_reported(
     confit: Confit, sounds: Path, model: Path, tmp_path: Path
 ) -> None:
     own = np.tile(np.concatenate([tone(500, 0.3), silence(7)]), 10)
@@ -143,7 +143,7 @@ def test_recordings_that_hold_the_models_own_sounds_are_told_of(
     assert json.loads(confit("calibrate", model, *arguments[:2], *arguments[4:], "--json")[1])["cautions"] == []
 
 
-def test_a_label_that_others_raised_is_told_of(model: Path) -> None:
+def test_a_label_that_others_raised_is_reported(model: Path) -> None:
     contract = load(model).contract
     events = np.zeros((len(contract.labels), 4, len(LEVELS)), np.int64)
     low, mid = contract.labels.index("low"), contract.labels.index("mid")
@@ -162,7 +162,7 @@ def test_a_label_that_others_raised_is_told_of(model: Path) -> None:
     assert "mid (" not in caution
 
 
-def test_a_threshold_that_falls_by_nothing_is_not_told_of() -> None:
+def test_an_unchanged_threshold_is_not_reported() -> None:
     """The level next to 0.5 may lie below it by the rounding of floats."""
     contract = tiny_model.contract(thresholds={label: {"on": 0.5, "off": 0.3} for label in tiny_model.LABELS})
     events = np.zeros((len(contract.labels), 4, len(LEVELS)), np.int64)
@@ -228,7 +228,7 @@ def test_a_curve_replaces_no_table_of_something_else(confit: Confit, sounds: Pat
         assert confit(*arguments, "--plot", tmp_path / "det.png")[0] == 0
 
 
-def test_a_curve_is_told_of_also_where_the_target_cannot_be_kept(
+def test_a_curve_is_reported_even_if_the_target_cannot_be_kept(
     confit: Confit, sounds: Path, model: Path, tmp_path: Path
 ) -> None:
     for target, ends in ((20, 0), (0.01, 1)):
@@ -337,7 +337,7 @@ def test_latency_is_from_the_start_of_what_is_longer_than_the_window(
     assert float(start) == pytest.approx(report["latency_from_start_s"]["median"], abs=0.006)
 
 
-def test_what_cannot_be_written_is_said_before_hours_pass(
+def test_what_cannot_be_written_is_reported_before_hours_pass(
     confit: Confit, sounds: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from confit_runtime import recordings
@@ -554,7 +554,7 @@ def test_a_sound_without_length_is_refused_where_it_should_be_found(
     assert confit("evaluate", model, tmp_path)[0] == 0
 
 
-def test_a_recording_that_breaks_off_is_left_out_and_the_others_are_told(
+def test_a_recording_that_breaks_off_is_left_out_and_the_others_are_reported(
     confit: Confit, sounds: Path, model: Path, tmp_path: Path
 ) -> None:
     for name in ("kitchen.wav", "kitchen.txt"):
@@ -662,7 +662,9 @@ def test_each_recording_and_each_sound_counts_once(confit: Confit, sounds: Path,
     )
 
 
-def test_labels_that_are_set_never_to_fire_are_told_and_not_missed(confit: Confit, sounds: Path, model: Path) -> None:
+def test_labels_that_are_set_never_to_fire_are_reported_and_not_missed(
+    confit: Confit, sounds: Path, model: Path
+) -> None:
     code, out, _ = confit("evaluate", model, sounds / "labels.csv")
     assert code == 0
     assert "\nthresholds from the export\n" in out
@@ -758,7 +760,7 @@ def test_a_link_is_calibrated_where_its_calibration_lies(confit: Confit, sounds:
     assert load(link).contract.can_fire == load(model).contract.can_fire == ["mid"]
 
 
-def test_inspect_tells_the_thresholds_that_are_used(confit: Confit, sounds: Path, model: Path) -> None:
+def test_inspect_shows_the_thresholds_in_use(confit: Confit, sounds: Path, model: Path) -> None:
     assert "thresholds       0.6 for all labels\nthresholds from  export, not calibrated since\n" in confit(
         *("inspect", model, "--no-measure")
     )[1].replace("  " * 9, "")

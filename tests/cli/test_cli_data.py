@@ -218,7 +218,7 @@ def test_wrong_usage_exits_with_2(folder: Path) -> None:
         ("70/15/16", 70 / 101, "sums to 101, so it is scaled to 69.3/14.9/15.8"),
     ],
 )
-def test_shares_are_of_a_whole_and_what_rounded_ones_are_taken_as_is_said(
+def test_shares_sum_to_one_and_the_use_of_rounded_ones_is_reported(
     text: str, train: float, taken_as: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shares = parse_fractions(text)
@@ -273,7 +273,7 @@ def test_fetch_takes_an_audio_folder(folder: Path) -> None:
     assert "dan" in {clip.group for clip in read_manifest(folder / "m.csv").clips}
 
 
-def test_fetch_lists_the_corpora_and_says_they_were_not_met(tmp_path: Path) -> None:
+def test_fetch_lists_the_corpora_and_warns_that_they_are_untested(tmp_path: Path) -> None:
     shown = run("fetch", "--list", cache=tmp_path)
     assert shown.returncode == 0
     assert "not on the real corpora" in shown.stderr
@@ -417,7 +417,7 @@ def test_cut_groups_recordings_by_their_names_of_whatever_bytes(tmp_path: Path) 
     assert groups == ["caf\\udce8", "caf\\udce9"]
 
 
-def test_cut_leaves_out_a_damaged_recording_and_says_so(field: Path) -> None:
+def test_cut_leaves_out_a_damaged_recording_and_reports_it(field: Path) -> None:
     broken = field / "field" / "b" / "night.flac"
     broken.write_bytes(broken.read_bytes()[:40_000])
     done = run("cut", field / "field" / "calls.csv", "-o", field / "clips", cache=field / "cache")

@@ -67,7 +67,7 @@ from tests.cli.device import environment, run
         ("gallery list --gallery cut.db", 1, "cut.db: the gallery is damaged"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(home: Path, arguments: str, status: int, message: str) -> None:
+def test_what_is_wrong_is_reported_in_one_line(home: Path, arguments: str, status: int, message: str) -> None:
     data = (home / "house.db").read_bytes()
     (home / "future.db").write_bytes(data[:60] + (99).to_bytes(4, "big") + data[64:])  # user_version
     (home / "cut.db").write_bytes(data[: len(data) // 2])
@@ -80,7 +80,7 @@ def test_what_is_wrong_is_said_in_one_line(home: Path, arguments: str, status: i
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99, 0.9999])
-def test_a_model_cut_short_is_said_in_one_line(home: Path, tmp_path: Path, share: float) -> None:
+def test_a_model_cut_short_is_reported_in_one_line(home: Path, tmp_path: Path, share: float) -> None:
     data = (home / "tiny.onnx").read_bytes()
     (tmp_path / "cut.onnx").write_bytes(data[: int(len(data) * share)])
     done = run(home, "listen", str(tmp_path / "cut.onnx"), "--source", "scene.flac")

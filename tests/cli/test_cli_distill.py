@@ -90,7 +90,7 @@ def test_a_student_is_a_run_like_any_other(
     assert np.isfinite(loaded.embed(clip, 16_000)).all()
 
 
-def test_without_unlabelled_sound_it_says_so_and_speaks_json(
+def test_distilling_without_unlabelled_sound_reports_it_and_prints_json(
     teacher: Path, recipe: Path, tmp_path: Path, confit: Confit
 ) -> None:
     code, out, err = confit(

@@ -126,7 +126,7 @@ def test_only_one_speaker_is_listened_to(clips: Path, tmp_path: Path) -> None:
         assert what in done.stderr
 
 
-def test_commands_are_told_only_from_the_family_and_alarms_from_anybody(clips: Path, tmp_path: Path) -> None:
+def test_commands_are_taken_only_from_the_family_and_alarms_from_anybody(clips: Path, tmp_path: Path) -> None:
     given = [str(clips / f"bf_lily-{at}.flac") for at in range(3)]
     assert run(tmp_path, "enroll", "speakers", "lily", *given).returncode == 0
     spoken, rate = soundfile.read(clips / "scene.flac", dtype="float32")
@@ -154,7 +154,7 @@ def test_commands_are_told_only_from_the_family_and_alarms_from_anybody(clips: P
     assert "what stands before a colon must be a model: digits, ala\N{LATIN SMALL LETTER R WITH CARON}m" in done.stderr
 
 
-def test_who_speaks_is_told_without_a_keyword(clips: Path, tmp_path: Path) -> None:
+def test_the_speaker_is_reported_without_a_keyword(clips: Path, tmp_path: Path) -> None:
     """As the docs show it, alone and beside another model; who is not enrolled is nobody."""
     given = [str(clips / f"bf_lily-{at}.flac") for at in range(3)]
     assert run(tmp_path, "enroll", "speakers", "lily", *given, "--gallery", "family.db").returncode == 0
@@ -171,7 +171,7 @@ def test_who_speaks_is_told_without_a_keyword(clips: Path, tmp_path: Path) -> No
         assert all(start_s - 0.5 < line["start_s"] < end_s for line in named)
 
 
-def test_galleries_travel_and_are_made_anew_for_another_model(clips: Path, tmp_path: Path) -> None:
+def test_galleries_are_exported_imported_and_rebuilt_for_another_model(clips: Path, tmp_path: Path) -> None:
     given = [str(clips / f"bf_lily-{at}.flac") for at in range(3)]
     run(tmp_path, "enroll", "speakers", "lily", *given, "--keep-audio")
     assert run(tmp_path, "gallery", "export", "lily", "-o", "lily.db").returncode == 0
@@ -202,7 +202,7 @@ def word(label: str, voice: str) -> Path:
     return DATA / "words" / label / f"{voice}.ogg"
 
 
-def test_why_an_answer_is_unknown_is_said(words: Path, confit: Confit) -> None:
+def test_the_reason_for_unknown_is_reported(words: Path, confit: Confit) -> None:
     asked, house = "again.flac", ("--gallery", "words.db")
     pcm = load_clip(word("bed", "am_santa"), RATE)  # what marvin was enrolled from, with a little hiss
     soundfile.write(asked, pcm + 1e-4 * np.random.default_rng(0).standard_normal(len(pcm)), RATE)
@@ -219,7 +219,7 @@ def test_why_an_answer_is_unknown_is_said(words: Path, confit: Confit) -> None:
     assert (match["name"], match["reason"], match["nearest"]) == (None, "negative", "marvin")
 
 
-def test_what_is_no_voice_is_told_of(clips: Path, words: Path, confit: Confit) -> None:
+def test_what_is_no_voice_is_reported(clips: Path, words: Path, confit: Confit) -> None:
     time = np.arange(12 * RATE) / RATE
     soundfile.write("hum.flac", 0.3 * np.sin(2 * np.pi * 200 * time) * (time % 1 < 0.7), RATE)
     _, _, err = confit("enroll", "speakers", "hum", "hum.flac")
@@ -229,7 +229,7 @@ def test_what_is_no_voice_is_told_of(clips: Path, words: Path, confit: Confit) -
         assert "than like any voice" not in confit("enroll", "speakers", voice, *given)[2]
 
 
-def test_what_spoils_a_name_is_told_when_it_is_enrolled(clips: Path, words: Path, confit: Confit) -> None:
+def test_what_weakens_a_name_is_reported_at_enrollment(clips: Path, words: Path, confit: Confit) -> None:
     own, other = ([clips / f"{voice}-{at}.flac" for at in range(4)] for voice in ("am_santa", "zf_xiaoyi"))
     status, _, err = confit("enroll", "speakers", "santa", *own[:3])
     assert (status, "warning" in err) == (0, False)
@@ -246,7 +246,7 @@ def test_what_spoils_a_name_is_told_when_it_is_enrolled(clips: Path, words: Path
     assert "prints are recognised as 'nick', which is enrolled: is it the same?" in err
 
 
-def test_a_clip_of_hardly_more_than_the_room_is_told_of(words: Path, confit: Confit) -> None:
+def test_a_clip_of_hardly_more_than_the_room_is_reported(words: Path, confit: Confit) -> None:
     rng = np.random.default_rng(0)
     soundfile.write("room.flac", 3e-3 * rng.standard_normal(4 * RATE), RATE)
     status, _, err = confit("enroll", "digits", "nothing", "room.flac", "--gallery", "words.db")
@@ -256,7 +256,7 @@ def test_a_clip_of_hardly_more_than_the_room_is_told_of(words: Path, confit: Con
     assert (status, "quiet room" in err) == (0, False)
 
 
-def test_what_a_model_of_words_cannot_tell_from_a_beep_is_told_of(words: Path, confit: Confit) -> None:
+def test_a_sound_that_a_word_model_confuses_with_a_beep_is_reported(words: Path, confit: Confit) -> None:
     time = np.arange(RATE) / RATE
     soundfile.write("bell.flac", 0.4 * np.sin(2 * np.pi * 880 * time) * np.exp(-3 * time), RATE)
     status, _, err = confit("enroll", "digits", "bell", "bell.flac", "--gallery", "house.db")
@@ -266,7 +266,7 @@ def test_what_a_model_of_words_cannot_tell_from_a_beep_is_told_of(words: Path, c
     assert "like any beep" not in confit("enroll", "digits", "words", *given, "--gallery", "words2.db")[2]
 
 
-def test_a_clip_of_many_sounds_is_told_of(words: Path, confit: Confit) -> None:
+def test_a_clip_of_many_sounds_is_reported(words: Path, confit: Confit) -> None:
     pause, said_once = np.zeros(RATE, np.float32), load_clip(word("bed", "bf_lily"), RATE)
     for count, warned in ((5, False), (6, True)):
         soundfile.write(f"{count}.flac", np.concatenate([pause, *[said_once, pause] * count]), RATE)
@@ -274,7 +274,7 @@ def test_a_clip_of_many_sounds_is_told_of(words: Path, confit: Confit) -> None:
         assert (f"warning: {count}.flac: holds {count} sounds separated by pauses" in err) == warned
 
 
-def test_negatives_that_silence_the_name_itself_are_told_of(words: Path, confit: Confit) -> None:
+def test_negatives_that_silence_the_name_itself_are_reported(words: Path, confit: Confit) -> None:
     house = ("--gallery", "deaf.db")
     voices = ("am_santa", "bf_lily", "zf_xiaoyi")
     assert confit("enroll", "digits", "marvin", *(word("marvin", voice) for voice in voices), *house)[0] == 0
@@ -306,7 +306,7 @@ def test_accents_of_names_are_the_same_however_they_are_spelt(clips: Path, words
     assert (status, "'Zoe' is neither a label nor an enrolled name" in err) == (2, True)
 
 
-def test_a_score_that_looks_like_what_is_needed_is_said_to_be_below_it() -> None:
+def test_a_score_that_rounds_to_the_threshold_is_shown_below_it() -> None:
     match = Match(None, "too low", "ada", 0.7196, None, None, None, 0.7204)
     assert refusal_reason(match, "ada") == "just below the 0.72 needed"
 
@@ -342,7 +342,7 @@ def test_all_clips_that_cannot_be_used_are_named(clips: Path, words: Path, confi
     assert err.splitlines()[2] == "confit-edge: 2 of 3 clips cannot be used; nothing was written"
 
 
-def test_what_an_enrollment_cannot_be_is_said_in_one_line(clips: Path, words: Path, confit: Confit) -> None:
+def test_what_an_enrollment_cannot_be_is_reported_in_one_line(clips: Path, words: Path, confit: Confit) -> None:
     clip, house = word("bed", "am_santa"), ("--gallery", "words.db")
     given = [clips / f"bf_lily-{at}.flac" for at in range(3)]
     assert confit("enroll", "speakers", "lily", *given, "--keep-audio", "--gallery", "voices.db")[0] == 0

@@ -22,7 +22,7 @@ from confit_runtime.gemm import saturates
 from tests.cli.command import Confit
 
 
-def test_export_with_options_writes_a_card_and_inspect_tells_the_same(
+def test_export_with_options_writes_a_card_and_inspect_shows_the_same(
     run_path: Path, tmp_path: Path, confit: Confit, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "words.onnx"
@@ -124,7 +124,7 @@ def test_inspect_needs_no_onnx_and_no_torch(exports: dict[str, Exported]) -> Non
     assert json.loads(done.stdout)["contract"]["precision"] == "int8"
 
 
-def test_inspect_tells_what_it_knows_where_measuring_fails(confit: Confit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect_shows_what_it_knows_where_measuring_fails(confit: Confit, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(path: Path) -> None:
         raise ConfitError(f"{path}: a new process could not run it (no word)")
 
@@ -176,7 +176,7 @@ def test_what_cannot_be_asked_for_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_eight_bit_weights_where_they_are_wrong_are_told_of(
+def test_eight_bit_weights_where_they_are_wrong_are_reported(
     run_path: Path, tmp_path: Path, confit: Confit, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "words.onnx"

@@ -18,7 +18,7 @@ from tests.tiny_model import chord, tone
 # enroll, identify, gallery
 
 
-def test_enroll_identify_and_keep_house(home: Path, tmp_path: Path) -> None:
+def test_enroll_identify_and_manage_a_gallery(home: Path, tmp_path: Path) -> None:
     clips = [str(home / "bells" / "*.wav"), str(home / "buzz.wav"), str(home / "stranger.wav")]
     model = str(home / "tiny.onnx")
     assert run(tmp_path, "enroll", model, "bell", clips[0]).stdout == "bell: 3 prints from 1.5 s of sound\n"
@@ -57,7 +57,7 @@ def test_enroll_identify_and_keep_house(home: Path, tmp_path: Path) -> None:
     assert run(tmp_path, "gallery", "list").stdout == "Büzz  1 print  0.5 s\n"
 
 
-def test_prints_and_negative_ones_are_told_apart(home: Path, tmp_path: Path) -> None:
+def test_prints_and_negative_ones_are_distinguished(home: Path, tmp_path: Path) -> None:
     model, negative = str(home / "tiny.onnx"), ("--negative", "--json")
     assert run(tmp_path, "enroll", model, "bell", str(home / "bells"), "--gallery", "one.db").returncode == 0
     (enrolled,) = lines(
@@ -144,7 +144,7 @@ def test_a_clip_that_cannot_be_used_has_a_line_of_its_own(
     assert all(f"confit-edge: {one['error']}" in done.stderr.splitlines() for one in lines(done))
 
 
-def test_of_a_clip_that_is_too_long_it_is_told_how_it_is_heard(home: Path, tmp_path: Path) -> None:
+def test_a_note_says_how_a_clip_that_is_too_long_is_heard(home: Path, tmp_path: Path) -> None:
     clip = tmp_path / "an hour.flac"
     soundfile.write(clip, np.ones(3_660_000, np.int16), 1000)
     too_long = f"confit-edge: {clip}: is longer than 60 minutes, the limit for files read as a whole: cut it"
@@ -157,7 +157,7 @@ def test_of_a_clip_that_is_too_long_it_is_told_how_it_is_heard(home: Path, tmp_p
     assert too_long in warnings
 
 
-def test_classify_tells_each_clips_label_and_all_scores_and_goes_on(home: Path) -> None:
+def test_classify_prints_each_clips_label_and_all_scores_and_continues(home: Path) -> None:
     for label, pitch in (("low", 500), ("high", 3600)):
         soundfile.write(home / f"{label}.wav", tone(pitch, 0.5), 16_000)
     done = run(home, "classify", "tiny.onnx", "low.wav", "text.wav", "high.wav", "--json")
@@ -177,7 +177,7 @@ def test_classify_tells_each_clips_label_and_all_scores_and_goes_on(home: Path) 
     assert line.startswith("low.wav  low  ")
 
 
-def test_what_is_in_the_names_of_files_and_prints_steers_no_terminal(tmp_path: Path) -> None:
+def test_names_of_files_and_prints_cannot_control_the_terminal(tmp_path: Path) -> None:
     tiny_model.build(tmp_path / "tiny.onnx")
     name = "a\x1bc\x9b2J\nb.wav  high  0.99\u202e"
     soundfile.write(tmp_path / name, chord((300.0, 2600.0), 0.4), 16_000, format="WAV")
@@ -197,7 +197,7 @@ def test_what_is_in_the_names_of_files_and_prints_steers_no_terminal(tmp_path: P
     assert print_["source"] == name
 
 
-def test_what_a_model_says_of_itself_steers_no_terminal(
+def test_a_models_metadata_cannot_control_the_terminal(
     tmp_path: Path, fake_portaudio: Callable[[str], dict[str, str]]
 ) -> None:
     tiny_model.build(tmp_path / "tiny.onnx", name="ti\x1b[31mny", license="MIT\n(all of it)")
@@ -208,7 +208,7 @@ def test_what_a_model_says_of_itself_steers_no_terminal(
     assert "\x1b[31mny" not in output.replace(r"\x1b", "")
 
 
-def test_classify_tells_all_labels_that_reach_their_thresholds_and_where_none_does(home: Path) -> None:
+def test_classify_prints_all_labels_that_reach_their_thresholds_or_none(home: Path) -> None:
     """Of a model of several labels, whose scores here share one sum; its unknown class is no answer."""
     soundfile.write(home / "both.wav", chord((500, 3600), 0.5), 16_000)
     soundfile.write(home / "hush.wav", np.zeros(8000), 16_000)
@@ -233,7 +233,7 @@ def test_classify_tells_all_labels_that_reach_their_thresholds_and_where_none_do
     assert ("low" in both["labels"]) == (both["scores"]["low"] >= 0.5)
 
 
-def test_enrolling_what_the_model_knows_is_told_of(home: Path) -> None:
+def test_enrolling_what_the_model_knows_is_reported(home: Path) -> None:
     soundfile.write(home / "known.wav", tone(500, 0.5), 16_000)
     done = run(home, "enroll", "tiny.onnx", "eve", "known.wav", "--gallery", "known.db")
     assert done.returncode == 0, done.stderr

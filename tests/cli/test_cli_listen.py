@@ -57,7 +57,7 @@ def test_listen_prints_a_line_for_each_detection(home: Path) -> None:
     assert done.stderr == "tiny: low 1, bell 1, mid 1 in 2.5 s\n"
 
 
-def test_listen_tells_the_end_of_a_sound_where_it_is_asked_to(home: Path) -> None:
+def test_listen_reports_the_end_of_a_sound_when_asked(home: Path) -> None:
     asked = ["listen", "tiny.onnx", "--source", "scene.flac", "--gallery", "house.db", "--ends"]
     *events, summary = lines(run(home, *asked, "--json"))
     labels = ["low", "bell", "mid"]
@@ -84,7 +84,7 @@ def test_listen_tells_the_end_of_a_sound_where_it_is_asked_to(home: Path) -> Non
     assert [line.split()[2:5] for line in done.stdout.splitlines()[1::2]] == [[one, "ended", "at"] for one in labels]
 
 
-def test_listen_takes_what_beeps_for_one_sound_where_it_is_asked_to(home: Path, tmp_path: Path) -> None:
+def test_listen_takes_beeps_for_one_sound_when_asked(home: Path, tmp_path: Path) -> None:
     beep = tone(500, 0.5)
     soundfile.write(tmp_path / "alarm.wav", np.concatenate([beep, silence(1.5)] * 4 + [silence(4.0), beep]), 16_000)
     asked = ["listen", "tiny.onnx", "--source", tmp_path / "alarm.wav", "--ends", "--json"]
@@ -115,7 +115,7 @@ def test_listen_to_a_pipe(home: Path, form: str, channels: int) -> None:
     assert lines(done)[-1]["source"] == "-"
 
 
-def test_a_muted_source_is_told_of(home: Path) -> None:
+def test_a_muted_source_is_reported(home: Path) -> None:
     pcm = np.concatenate([silence(31.0), scene(16_000)])
     warning = "-: nothing but digital silence for 30 s: it is muted, or this is the wrong source"
     arguments = ["listen", "tiny.onnx", "--source", "-", "--rate", "16000", "--json"]
@@ -200,7 +200,7 @@ def test_listen_stops_with_a_summary(home: Path, signal_: signal.Signals) -> Non
 
 
 @pytest.mark.parametrize("ignored", [False, True])
-def test_listen_on_a_terminal_that_goes_away_tells_what_it_heard(home: Path, ignored: bool) -> None:
+def test_listen_on_a_terminal_that_goes_away_prints_its_summary(home: Path, ignored: bool) -> None:
     """As an ssh session that is lost; who ignores that goes on, though its level can be drawn no more."""
     controller, terminal = pty.openpty()
 
@@ -229,7 +229,7 @@ def test_listen_on_a_terminal_that_goes_away_tells_what_it_heard(home: Path, ign
         assert child.wait(timeout=30) == 0
 
 
-def test_listen_goes_on_under_nohup_when_its_terminal_goes_away(home: Path) -> None:
+def test_listen_continues_under_nohup_when_its_terminal_goes_away(home: Path) -> None:
     with subprocess.Popen(
         ["nohup", *COMMAND, "listen", "tiny.onnx", "--source", "-", "--rate", "16000", "--json"],
         cwd=home, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -262,7 +262,7 @@ IN_C = "\nexcept KeyboardInterrupt as error:\n    raise ImportError('initializat
         ("onnxruntime", IN_C, ["--version"]),
     ],
 )
-def test_a_command_that_is_stopped_while_it_loads_says_so(
+def test_a_command_that_is_stopped_while_it_loads_reports_it(
     tmp_path: Path, module: str, end: str, arguments: list[str]
 ) -> None:
     """Each module takes most of a tenth of a second, one before there is a verb and one within it."""
@@ -281,7 +281,7 @@ def test_a_command_that_is_stopped_while_it_loads_says_so(
         assert (child.wait(timeout=30), child.stderr.read()) == (130, "confit-edge: stopped\n")
 
 
-def test_what_is_kept_as_listening_is_stopped_is_whole_and_told(home: Path, tmp_path: Path) -> None:
+def test_a_trigger_kept_as_listening_stops_is_complete_and_reported(home: Path, tmp_path: Path) -> None:
     """The signal comes as soon as there is anything in the folder, while the sound is written."""
     options = ["--source", "-", "--rate", "16000", "--json", "--save-triggers", str(tmp_path / "kept")]
     with subprocess.Popen(
@@ -323,7 +323,7 @@ def test_listen_ends_quietly_when_nobody_reads(home: Path, form: list[str]) -> N
         assert b"BrokenPipe" not in err
 
 
-def test_sound_below_the_models_rate_is_told_of_once(home: Path, tmp_path: Path) -> None:
+def test_sound_below_the_models_rate_is_reported_once(home: Path, tmp_path: Path) -> None:
     """By whatever verb, and of a folder for all of its clips."""
     (tmp_path / "phone").mkdir()
     for at in range(2):

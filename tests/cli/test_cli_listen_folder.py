@@ -111,7 +111,7 @@ def test_a_source_without_any_sound_is_no_success(home: Path, tmp_path: Path) ->
     assert (done.returncode, lines(done)[-1]["type"]) == (1, "summary")
 
 
-def test_sound_that_was_cut_off_is_told(home: Path, tmp_path: Path) -> None:
+def test_sound_that_was_cut_off_is_reported(home: Path, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "whole.wav", scene(16_000), 16_000)
     data = (tmp_path / "whole.wav").read_bytes()
     (tmp_path / "cut.wav").write_bytes(data[: len(data) // 2])
@@ -147,7 +147,7 @@ def test_doctor_takes_a_pipe(home: Path) -> None:
     assert (lines(done)[-1]["source"], lines(done)[-1]["seconds"]) == ("-", 2.5)
 
 
-def test_channels_that_cancel_are_told_of_by_doctor_and_listen(home: Path, tmp_path: Path) -> None:
+def test_channels_that_cancel_are_reported_by_doctor_and_listen(home: Path, tmp_path: Path) -> None:
     sound = np.tile(scene(16_000), 4)
     both = np.stack([sound, -sound], axis=1)
     soundfile.write(tmp_path / "both.wav", both, 16_000)
@@ -163,7 +163,7 @@ def test_channels_that_cancel_are_told_of_by_doctor_and_listen(home: Path, tmp_p
     assert lines(run(tmp_path, "doctor", "--source", "one.wav", "--json"))[-1]["cancelled"] is False
 
 
-def test_a_file_damaged_on_the_way_is_said_after_the_summary(home: Path) -> None:
+def test_a_file_damaged_on_the_way_is_reported_after_the_summary(home: Path) -> None:
     done = run(home, "listen", "tiny.onnx", "--source", "damaged.flac", "--json")
     assert done.returncode == 1
     assert lines(done)[-1]["type"] == "summary"

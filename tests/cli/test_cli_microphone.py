@@ -196,7 +196,7 @@ def test_doctor_and_record_with_a_microphone(
     assert sorted(clips.rglob("*.*")) == before  # nothing was recorded that would not be listed
 
 
-def test_a_microphone_unplugged_while_clips_are_recorded_is_told_of_and_waited_for(
+def test_a_microphone_unplugged_while_clips_are_recorded_is_reported_and_waited_for(
     home: Path, tmp_path: Path, fake_portaudio: Callable[[str], dict[str, str]]
 ) -> None:
     taking = ("--seconds", "2", "--json")
@@ -233,7 +233,7 @@ def test_record_without_a_microphone_leaves_nothing(
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_record_stopped_before_the_first_clip_says_so(
+def test_record_stopped_before_the_first_clip_reports_it(
     tmp_path: Path, fake_portaudio: Callable[[str], dict[str, str]], signal_: signal.Signals
 ) -> None:
     """At once: nothing is loaded any more that Ctrl-C could interrupt halfway."""
@@ -353,7 +353,7 @@ def test_devices_are_listed(home: Path, fake_portaudio: Callable[[str], dict[str
             assert done.stdout.splitlines()[0] == "*   1  USB Mic: Audio (hw:1,0)  44100 Hz  1 channel"
 
 
-def test_that_there_is_no_microphone_is_told_to_people_and_programs(
+def test_a_missing_microphone_is_reported_to_people_and_programs(
     fake_portaudio: Callable[[str], dict[str, str]],
 ) -> None:
     for form in ([], ["--json"]):

@@ -86,7 +86,7 @@ def test_killed_and_gone_on_with_it_is_the_study_that_was_not_disturbed(
     assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in undisturbed.iterdir())
 
 
-def test_it_says_what_it_costs_and_a_dry_run_does_no_more(
+def test_the_cost_is_printed_and_a_dry_run_does_no_more(
     tones: Path, recipe: Path, tmp_path: Path, confit: Confit
 ) -> None:
     arguments = ["study", "unseen", "--data", tones, "--recipe", recipe, "-o", tmp_path / "out", "--seeds", "2"]
@@ -176,7 +176,7 @@ def test_a_test_split_without_a_label_is_refused(tones: Path, recipe: Path, tmp_
     assert "m.csv: no clip in test has a label, so a study has nothing to report" in err
 
 
-def test_the_help_tells_of_every_study(confit: Confit) -> None:
+def test_the_help_lists_every_study(confit: Confit) -> None:
     code, out, _ = confit("study", "--help")
     assert code == 0
     assert all(re.search(rf"\b{name}\b", out) for name in names())

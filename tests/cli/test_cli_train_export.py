@@ -115,7 +115,7 @@ def test_a_run_is_made_by_one_process(small: Path, tmp_path: Path) -> None:
     assert (out / "started.json").is_file()
 
 
-def test_ctrl_c_says_what_is_kept_and_how_to_go_on(small: Path, tmp_path: Path) -> None:
+def test_ctrl_c_reports_what_is_kept_and_how_to_resume(small: Path, tmp_path: Path) -> None:
     options = ["--epochs", "50", "--clips-per-class", "2", "--json"]
     process = TRAINING.start("train", small, "-o", tmp_path / "run", *options)
     assert any(json.loads(line)["type"] == "epoch" for line in process.stdout)
@@ -157,7 +157,7 @@ def test_a_training_outlives_its_terminal(small: Path, tmp_path: Path) -> None:
 # from clips to a model, with the flags of a user
 
 
-def test_train_tells_what_it_does_and_its_run_exports(small: Path, tmp_path: Path, confit: Confit) -> None:
+def test_train_reports_its_progress_and_its_run_exports(small: Path, tmp_path: Path, confit: Confit) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("epochs: 9\nclips_per_class: 2\nprobe_views: 1\nsoup: 1\nlr: 5e-4\n")
     begin = ("train", small, "-o", tmp_path / "run", "--recipe", recipe, "--epochs", "1")
@@ -188,7 +188,7 @@ def test_train_tells_what_it_does_and_its_run_exports(small: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("total", "reports"), [(2500, 11), (60, 1)])
-def test_a_probe_of_many_sounds_tells_each_tenth_where_no_bar_is_seen(
+def test_a_long_probe_reports_each_tenth_without_a_progress_bar(
     total: int, reports: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for json_lines in (False, True):
@@ -209,7 +209,7 @@ def test_a_probe_of_many_sounds_tells_each_tenth_where_no_bar_is_seen(
 
 
 @pytest.mark.parametrize(("linear", "n", "warned"), [(0.2, 40, True), (0.5, 40, False), (0.2, 10, False)])
-def test_a_linear_probe_far_behind_the_neighbours_is_told_of(
+def test_a_linear_probe_far_behind_the_neighbours_is_reported(
     capsys: pytest.CaptureFixture[str], linear: float, n: int, warned: bool
 ) -> None:
     def shown(accuracy: float) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def test_a_linear_probe_far_behind_the_neighbours_is_told_of(
 
 
 @pytest.mark.parametrize(("trained", "warned"), [(0.9, True), (0.98, False), (1.0, False)])
-def test_what_is_found_of_ones_own_is_shown_and_a_training_that_lost_is_told_of(
+def test_the_share_found_of_own_classes_is_shown_and_a_training_that_lost_is_reported(
     capsys: pytest.CaptureFixture[str], trained: float, warned: bool
 ) -> None:
     def shown(accuracy: float) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def test_what_is_found_of_ones_own_is_shown_and_a_training_that_lost_is_told_of(
 
 
 @pytest.mark.parametrize("distilled", [False, True])
-def test_a_training_of_several_labels_that_lost_is_told_of_by_map_with_what_its_verb_can_take(
+def test_a_multi_label_training_that_lost_is_reported_by_map_with_options_of_its_verb(
     capsys: pytest.CaptureFixture[str], distilled: bool
 ) -> None:
     def shown(precision: float) -> dict[str, Any]:
@@ -281,7 +281,7 @@ def test_a_run_exports_from_another_folder_than_it_was_trained_in(
     assert load(tmp_path / "model.onnx").contract.unknown_label == "unknown"
 
 
-def test_a_corrupt_clip_among_good_ones_is_named_and_training_goes_on(
+def test_a_corrupt_clip_among_good_ones_is_named_and_training_continues(
     cut: Callable[..., Path], tmp_path: Path, confit: Confit
 ) -> None:
     manifest = cut(words=("yes", "stop"), voices={"train": 3, "val": 1})
@@ -330,7 +330,7 @@ def one_line(err: str) -> str:
     return line
 
 
-def test_what_a_run_could_not_tell_is_refused_before_anything_is_learnt(
+def test_data_that_a_run_could_not_record_is_refused_before_training(
     small: Path, background: Path, run_path: Path, tmp_path: Path, confit: Confit
 ) -> None:
     latin = tmp_path / os.fsdecode(b"caf\xe9")
@@ -518,7 +518,7 @@ def test_export_refuses_bad_input_on_one_line(
     assert not out.exists()
 
 
-def test_the_real_command_says_one_line_and_no_traceback(bad: Path, tmp_path: Path) -> None:
+def test_the_real_command_prints_one_line_and_no_traceback(bad: Path, tmp_path: Path) -> None:
     calls = [
         (["train", bad / "only-text.csv", "-o", tmp_path / "run"], 1, "text.wav"),
         (["export", bad, "-o", tmp_path / "model.onnx"], 2, "not a run"),

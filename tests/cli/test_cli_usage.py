@@ -132,7 +132,7 @@ def test_a_locale_that_would_garble_names_is_refused(tmp_path: Path) -> None:
     assert mended.stderr.decode() == "confit-edge: Müller.wav: no such file\n"
 
 
-def test_the_version_is_told(confit: Confit) -> None:
+def test_the_version_is_printed(confit: Confit) -> None:
     code, out, _ = confit("--version")
     assert code == 0
     version, python = confit_runtime.__version__, ".".join(map(str, sys.version_info[:3]))
@@ -184,7 +184,7 @@ def in_a_removed_folder(tmp_path: Path, arguments: str) -> subprocess.CompletedP
 
 
 @pytest.mark.parametrize("arguments", ["--version", "--help", "listen --help", "data cut --help"])
-def test_what_needs_no_folder_is_told_in_one_that_was_removed(tmp_path: Path, arguments: str) -> None:
+def test_help_and_version_work_in_a_folder_that_was_removed(tmp_path: Path, arguments: str) -> None:
     done = in_a_removed_folder(tmp_path, arguments)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout
@@ -193,7 +193,7 @@ def test_what_needs_no_folder_is_told_in_one_that_was_removed(tmp_path: Path, ar
 @pytest.mark.parametrize(
     "arguments", ["train /clips -o /run", "enroll speakers ada ada.wav", "listen digits", "data check clips"]
 )
-def test_in_a_folder_that_was_removed_it_says_so(tmp_path: Path, arguments: str) -> None:
+def test_a_removed_current_folder_is_reported(tmp_path: Path, arguments: str) -> None:
     done = in_a_removed_folder(tmp_path, arguments)
     expected_error = "confit-edge: the current folder was removed: cd into another one\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", expected_error)
@@ -211,7 +211,7 @@ make_folder(Path(sys.argv[1]))
 """
 
 
-def test_a_folder_that_may_not_be_written_is_said_before_the_work() -> None:
+def test_a_folder_that_cannot_be_written_is_reported_before_the_work() -> None:
     with tempfile.TemporaryDirectory() as closed:  # not pytest's, which only its owner may enter
         Path(closed).chmod(0o555)
         result = subprocess.run([sys.executable, "-c", AS_NOBODY, closed], capture_output=True, text=True)
@@ -244,7 +244,7 @@ def test_what_is_printed_is_utf8_whatever_the_terminal_speaks(tmp_path: Path, en
     assert "Traceback" not in err
 
 
-def test_a_shipped_model_is_found_beside_a_folder_of_its_name(tmp_path: Path) -> None:
+def test_a_shipped_model_is_found_next_to_a_folder_of_its_name(tmp_path: Path) -> None:
     (tmp_path / "digits").mkdir()
     (tmp_path / "tens").mkdir()
     assert DEVICE.run("inspect", "digits", "--no-measure", cwd=tmp_path).returncode == 0
@@ -252,7 +252,7 @@ def test_a_shipped_model_is_found_beside_a_folder_of_its_name(tmp_path: Path) ->
     assert "tens: is a folder" in refused.stderr
 
 
-def test_what_the_system_refuses_is_told_without_temporary_files() -> None:
+def test_system_errors_are_reported_without_names_of_temporary_files() -> None:
     command = f"{sys.executable} -m confit_edge inspect digits --no-measure --json > /dev/full"
     result = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (1, "confit-edge: cannot be written: No space left on device\n")
@@ -261,7 +261,7 @@ def test_what_the_system_refuses_is_told_without_temporary_files() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS keeps no such limit")
-def test_where_the_memory_does_not_suffice_it_is_told_what_takes_less(tmp_path: Path) -> None:
+def test_out_of_memory_is_reported_with_what_takes_less(tmp_path: Path) -> None:
     with soundfile.SoundFile(tmp_path / "long.flac", "w", 16_000, 1) as file:
         for _ in range(50):
             file.write(np.ones(60 * 16_000, np.int16))
@@ -271,12 +271,12 @@ def test_where_the_memory_does_not_suffice_it_is_told_what_takes_less(tmp_path: 
     assert result.stderr == "confit-edge: not enough memory: give shorter files, or fewer of them at once\n"
 
 
-def test_errors_of_memory_are_known_as_libraries_tell_them() -> None:
+def test_out_of_memory_errors_of_libraries_are_recognised() -> None:
     assert _is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
     assert not _is_out_of_memory(RuntimeError("sizes differ"))
 
 
-def test_what_was_no_write_is_not_said_to_be_one() -> None:
+def test_an_error_that_was_no_write_is_not_reported_as_one() -> None:
     assert _os_error_text(ConnectionRefusedError(111, "Connection refused")) == "Connection refused"
     assert (
         _os_error_text(OSError("cannot connect to the hub,\nto load a file"))

@@ -175,7 +175,7 @@ def test_chords_have_level_one_and_peaks() -> None:
     assert not np.array_equal(made[0], made[1])
 
 
-def test_only_the_asked_share_of_clips_gets_noise() -> None:
+def test_only_the_requested_share_of_clips_gets_noise() -> None:
     clips = [sound(WINDOW, seed) for seed in range(300)]
     windows = Augmenter(WINDOW, 0, 0.0, 0.3, (10.0, 10.0))(clips, rng())
     noisy = sum(not np.array_equal(window, clip) for window, clip in zip(windows, clips, strict=True))

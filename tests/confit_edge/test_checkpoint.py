@@ -46,7 +46,7 @@ def state(modules: Modules) -> dict[str, torch.Tensor]:
     return {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
 
 
-def test_training_goes_on_from_a_checkpoint_exactly(tmp_path: Path) -> None:
+def test_training_continues_from_a_checkpoint_exactly(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     modules, optimiser = training(0)
     for seed in range(3):
@@ -111,7 +111,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_of_an_earlier_version_is_not_told_as_damaged(tmp_path: Path) -> None:
+def test_a_checkpoint_of_an_earlier_version_is_not_reported_as_damaged(tmp_path: Path) -> None:
     """It did not tell of which training it is."""
     path = tmp_path / "checkpoint.safetensors"
     modules, optimiser = training(0)

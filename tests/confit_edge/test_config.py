@@ -48,7 +48,7 @@ SETTLED = {
 }
 
 
-def test_help_tells_the_default_of_every_key_that_has_one() -> None:
+def test_help_shows_every_default() -> None:
     app = typer.Typer(add_completion=False)
     app.command()(train)
     helps = {parameter.name: getattr(parameter, "help", None) or "" for parameter in get_command(app).params}

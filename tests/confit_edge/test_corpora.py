@@ -226,7 +226,7 @@ def test_another_folder_is_refused_with_what_to_do(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", [name for name, corpus in CORPORA.items() if not corpus.folds])
-def test_a_corpus_without_folds_says_so(name: str, trees: Path, tmp_path: Path) -> None:
+def test_a_corpus_without_folds_reports_it(name: str, trees: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="one split and no folds"):
         taken(name, trees / name, tmp_path, fold=1)
 
@@ -272,7 +272,7 @@ def test_hidden_twins_of_an_archive_made_on_macos_are_no_clips(name: str, trees:
     assert taken(name, tree, tmp_path) == complete
 
 
-def test_sound_that_cannot_be_read_is_told_at_once(tmp_path: Path) -> None:
+def test_sound_that_cannot_be_read_is_reported_at_once(tmp_path: Path) -> None:
     timit(tmp_path)
     for path in tmp_path.rglob("*.WAV"):
         path.write_bytes(path.read_bytes().replace(b"pcm", b"xyz"))
@@ -299,7 +299,7 @@ def test_each_corpus_of_the_paper_has_a_recipe(name: str) -> None:
 # one by one
 
 
-def test_timit_tells_speakers_by_sentences_not_heard_in_training(trees: Path, tmp_path: Path) -> None:
+def test_timit_distinguishes_speakers_by_sentences_not_heard_in_training(trees: Path, tmp_path: Path) -> None:
     manifest = taken("timit", trees / "timit", tmp_path).manifest
     assert sizes(manifest) == {"train": 36, "val": 12, "test": 12}
     assert manifest.classes == ["FCJF0", "MABC0", "MBCG0", "MDAB0", "MDAC0", "MSFV0"]
@@ -311,7 +311,7 @@ def test_timit_tells_speakers_by_sentences_not_heard_in_training(trees: Path, tm
     assert all(soundfile.info(clip.path).format == "NIST" for clip in manifest.clips)
 
 
-def test_timit_names_in_lower_case_and_beside_riff_copies(tmp_path: Path) -> None:
+def test_timit_names_in_lower_case_and_next_to_riff_copies(tmp_path: Path) -> None:
     timit(tmp_path)
     for path in sorted(tmp_path.rglob("*.WAV")):
         sound(path.with_name(f"{path.name}.wav"))  # as one copy that goes round has it
@@ -354,7 +354,7 @@ def test_gtzan_as_au_files(tmp_path: Path) -> None:
     assert sizes(taken("gtzan", tmp_path, tmp_path).manifest) == {"train": 20, "val": 20, "test": 20}
 
 
-def test_the_broken_recording_of_gtzan_on_kaggle_is_told(trees: Path, tmp_path: Path) -> None:
+def test_the_broken_recording_of_gtzan_on_kaggle_is_reported(trees: Path, tmp_path: Path) -> None:
     tree = shutil.copytree(trees / "gtzan", tmp_path / "gtzan")
     path = tree / "Data" / "genres_original" / "jazz" / "jazz.00054.wav"
     sound(path, rate=22_050)
@@ -425,7 +425,7 @@ def test_emodb_and_ravdess_read_their_codes(trees: Path, tmp_path: Path) -> None
     assert len(ravdess) == 24 * 8  # and no song
 
 
-def test_names_that_are_not_the_corpuss_are_told(tmp_path: Path) -> None:
+def test_names_that_are_not_the_corpuss_are_reported(tmp_path: Path) -> None:
     for make, name, stray in [
         (emodb, "emodb", tmp_path / "emodb" / "wav" / "04a01Fb.wav"),
         (
@@ -491,7 +491,7 @@ def test_voxceleb_keeps_videos_in_one_split(trees: Path, tmp_path: Path) -> None
         taken("voxceleb1", tmp_path / "torn", tmp_path)
 
 
-def test_tables_that_lack_a_column_are_told(tmp_path: Path) -> None:
+def test_tables_that_lack_a_column_are_reported(tmp_path: Path) -> None:
     esc50(tmp_path / "esc50")
     path = tmp_path / "esc50" / "ESC-50-master" / "meta" / "esc50.csv"
     text = path.read_text()

@@ -139,7 +139,7 @@ def test_a_recording_under_two_names_is_not_learnt_and_kept_at_once(manifest: Pa
     assert f"--background {tmp_path}: left out {copies}: the same sound as another recording" in corpus.notes
 
 
-def test_clips_and_background_of_hardly_anything_are_told_of(tmp_path: Path) -> None:
+def test_clips_and_background_of_hardly_anything_are_reported(tmp_path: Path) -> None:
     dither = np.random.default_rng(0).integers(-1, 2, (9, RATE), np.int16)
     for at in range(3):
         noise(tmp_path / "own" / "a" / f"{at}.wav", at)
@@ -394,7 +394,7 @@ def test_classes_and_clips_come_round_equally_over_epochs(
         assert max(counts) - min(counts) <= 1
 
 
-def test_epochs_follow_one_another_without_beginning_anew() -> None:
+def test_epochs_follow_one_another_without_restarting() -> None:
     targets = one_hot([5, 7, 6])
 
     def epoch(number: int) -> list[list[int]]:
@@ -412,7 +412,7 @@ def test_clips_without_a_label_are_drawn_where_they_are_named() -> None:
     assert {row for batch in named for row in batch} == set(range(12))
 
 
-def test_batches_hold_the_unknown_beside_the_classes(run_corpus: Corpus) -> None:
+def test_batches_hold_the_unknown_next_to_the_classes(run_corpus: Corpus) -> None:
     clips = run_corpus.training_clips()
     unknown = run_corpus.classes.index(UNKNOWN)
     recipe = Recipe(classes_per_batch=3, clips_per_class=2)
@@ -428,7 +428,7 @@ def test_batches_hold_the_unknown_beside_the_classes(run_corpus: Corpus) -> None
 @pytest.mark.parametrize(
     ("own", "others", "per_class", "steps"), [(25, 510, None, 11), (40, 40, None, 10), (8, 8, 2, 4)]
 )
-def test_beside_a_single_class_an_epoch_goes_through_the_labelled_clips(
+def test_with_a_single_class_an_epoch_goes_through_the_labelled_clips(
     run_corpus: Corpus, own: int, others: int, per_class: int | None, steps: int
 ) -> None:
     """However much background and however many fragments there are."""

@@ -35,7 +35,7 @@ def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in reader.Scalars(name)]
 
 
-def test_curves_go_on_where_a_training_was_resumed(tmp_path: Path) -> None:
+def test_curves_continue_where_a_training_was_resumed(tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
     stopped = tell(Curves(tmp_path, events.append), range(3), stop_after=10)  # in the second batch of the third epoch
     assert events == stopped

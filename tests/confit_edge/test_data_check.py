@@ -74,7 +74,7 @@ def test_of_several_labels_clips_without_one_are_counted(folder: Path) -> None:
     assert "no label" not in report_of(folder, ENOUGH).text()
 
 
-def test_a_label_that_all_training_clips_have_is_told_of(folder: Path) -> None:
+def test_a_label_that_all_training_clips_have_is_reported(folder: Path) -> None:
     table = ENOUGH.replace("label", "labels").replace(",y,", ",x|y,")
     report = report_of(folder, table)
     assert len(report.warnings) == 1
@@ -114,7 +114,7 @@ def test_a_clean_manifest_has_nothing_to_warn_of(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("label", ["background", "_background_noise_", "Silence", "noise"])
-def test_a_class_that_is_to_stay_silent_is_told_of(folder: Path, label: str) -> None:
+def test_a_class_that_is_to_stay_silent_is_reported(folder: Path, label: str) -> None:
     report = report_of(folder, CLEAN.replace(",x,", f",{label},"))
     assert says(report, repr(label), "will fire", "'unknown'", "--background")
     assert report_of(folder, ENOUGH.replace(",x,", ",unknown,")).warnings == []
@@ -305,7 +305,7 @@ def test_one_sound_in_two_of_the_splits_that_train_makes(folder: Path) -> None:
     assert leaks == {True, False}
 
 
-def test_of_many_leaks_the_first_are_told_and_all_are_listed(folder: Path) -> None:
+def test_of_many_leaks_the_first_are_reported_and_all_are_listed(folder: Path) -> None:
     rows = []
     for number in range(20, 34):
         sound(folder / f"{number}.wav", number)
@@ -363,7 +363,7 @@ def test_rates_channels_levels_and_imbalance(folder: Path) -> None:
     assert says(report, "11 times as many clips as 'x'")
 
 
-def test_clips_of_hardly_anything_are_told_of_unless_they_are_of_no_class(folder: Path) -> None:
+def test_clips_of_hardly_anything_are_reported_unless_they_are_of_no_class(folder: Path) -> None:
     """What `enroll` calls silent; a quiet room may well be `unknown`."""
     dither = np.random.default_rng(0).integers(-1, 2, RATE // 2, np.int16)
     for number in (0, 4):

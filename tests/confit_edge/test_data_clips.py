@@ -116,7 +116,7 @@ KINDS = {
 }
 
 
-def test_each_kind_of_damage_is_told_and_left_out(tmp_path: Path, store: ClipStore) -> None:
+def test_each_kind_of_damage_is_reported_and_left_out(tmp_path: Path, store: ClipStore) -> None:
     labels = {"good-a.wav": "a"}
     wav(tmp_path / "good-a.wav", tone())
     for name, damage in damaged(tmp_path).items():
@@ -377,7 +377,7 @@ def test_errors_of_one_clip(tmp_path: Path, store: ClipStore) -> None:
         ClipStore(0, tmp_path)
 
 
-def test_what_was_kept_of_compressed_sound_is_read_anew_where_reading_changed(
+def test_cached_compressed_sound_is_read_again_where_reading_changed(
     tmp_path: Path, store: ClipStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, again in (("clip.ogg", 2), ("clip.wav", 1)):

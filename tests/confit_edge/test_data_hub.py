@@ -106,7 +106,7 @@ def test_of_a_set_that_cannot_be_read_to_its_end_nothing_is_left(tmp_path: Path)
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_group_in_two_splits_is_mended_and_told(tmp_path: Path) -> None:
+def test_a_group_in_two_splits_is_repaired_and_reported(tmp_path: Path) -> None:
     DatasetDict(train=part(8), validation=part(4, 6), test=part(4, 2)).save_to_disk(tmp_path / "set")
     fetched = fetch_hub(str(tmp_path / "set"), tmp_path / "m.csv", group_column="speaker")
     assert sizes(fetched.manifest) == (6, 2, 4)
@@ -183,7 +183,7 @@ def test_a_folder_with_metadata_stays_where_it_is(tmp_path: Path, kind: str) -> 
         fetch_hub(str(tmp_path / "set"), tmp_path / "m.csv", label_column="word", group_column="who")
 
 
-def test_files_that_are_listed_and_not_there_are_told(tmp_path: Path) -> None:
+def test_listed_files_that_do_not_exist_are_reported(tmp_path: Path) -> None:
     rows = audio_folder(tmp_path / "set")
     gone = [[f"train/gone{number}.wav", "yes", f"gone{number}"] for number in range(3)]
     with (tmp_path / "set" / "metadata.csv").open("w") as file:
@@ -246,7 +246,7 @@ def test_what_cannot_be_meant_is_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_a_set_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_data_set_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfitError, match="hf:nobody/nothing: cannot be loaded"):
         fetch_hub("nobody/nothing", tmp_path / "m.csv")
 
@@ -277,7 +277,7 @@ def test_a_folder_that_is_no_split_is_left_out_of_an_audio_folder_too(tmp_path: 
     assert "6 clips are left out: not in a folder train, validation or test" in fetched.warnings
 
 
-def test_clips_without_a_label_are_left_out_and_told(tmp_path: Path) -> None:
+def test_clips_without_a_label_are_left_out_and_reported(tmp_path: Path) -> None:
     """A class label of -1 is how a test split is published whose answers are kept back: it is not the last class."""
     sets = DatasetDict(train=part(8), validation=part(4, 8, label=[0, -1, 1, 1]), test=part(4, 12, label=[-1] * 4))
     sets.save_to_disk(tmp_path / "set")

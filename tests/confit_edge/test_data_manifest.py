@@ -104,7 +104,7 @@ def test_the_reserved_label_is_one_however_it_is_spelt(tmp_path: Path, spelt: st
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems keep names as Unicode")
-def test_names_that_are_not_utf8_are_all_told_at_once(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_all_reported_at_once(tmp_path: Path) -> None:
     for name in (b"caf\xe9.wav", b"th\xe9.wav"):
         folder = os.path.join(os.fsencode(tmp_path), b"drink")
         os.makedirs(folder, exist_ok=True)
@@ -181,7 +181,7 @@ def test_folders_that_hold_no_classes_are_refused(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
-def test_sounds_beside_the_class_folders_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_sounds_next_to_the_class_folders_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path / "loose.wav", "")
     with pytest.raises(
         ManifestError, match=r"per class; its sound files \(1, such as loose.wav\) are not in a sub-folder"
@@ -193,7 +193,7 @@ def test_sounds_beside_the_class_folders_are_told_of(tmp_path: Path, caplog: pyt
     assert "left out sound files outside the class folders, which have no class (1, such as loose.wav)" in caplog.text
 
 
-def test_columns_that_are_exchanged_or_have_no_names_are_told_of(tmp_path: Path) -> None:
+def test_columns_that_are_exchanged_or_have_no_names_are_reported(tmp_path: Path) -> None:
     for name in ("a.wav", "b.wav"):
         write(tmp_path / name, "")
     write(tmp_path / "m.csv", "path,label\nyes,a.wav\nyes,b.wav\n")

@@ -300,7 +300,7 @@ def test_unlabelled_sound_changes_what_is_learnt(student: Encoder, few: Corpus, 
 # the recipe of a student
 
 
-def test_a_student_takes_over_what_is_of_the_data_and_no_more() -> None:
+def test_a_student_inherits_what_describes_the_data_and_no_more() -> None:
     teacher = Recipe(encoder="ge2e", window=1.6, seed=7, label_column="word", snr_high=20.0, lr=(1e-4,), epochs=3,
                      lora_rank=0, freeze="features", loss="triplet", mining="none", group_column="who", split_by="label",
                      others="words", background="noise", trim=False)  # fmt: skip

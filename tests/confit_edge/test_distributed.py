@@ -58,7 +58,7 @@ def machines(manifest: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_processes_with_other_clips_say_so_once_and_write_nothing(machines: Path) -> None:
+def test_processes_with_other_clips_report_it_once_and_write_nothing(machines: Path) -> None:
     manifest = machines / "1" / "words" / "manifest.csv"
     damaged = machines / "1" / "words" / next(csv.DictReader(manifest.open()))["path"]
     damaged.write_bytes(b"cut off")
@@ -82,7 +82,7 @@ def test_a_training_that_one_process_alone_sees_is_not_gone_on_with(
     assert not (machines / "1" / "run").exists()
 
 
-def test_a_training_that_one_process_alone_is_to_go_on_with_is_refused(manifest: Path, tmp_path: Path) -> None:
+def test_a_training_that_only_one_process_would_resume_is_refused(manifest: Path, tmp_path: Path) -> None:
     run = f'[ "$RANK" = 0 ] || set -- "$@" --resume; exec "{sys.executable}" -P -m confit_edge train "$@"'
     out = tmp_path / "run"
     err = launch(
@@ -96,7 +96,7 @@ def test_a_training_that_one_process_alone_is_to_go_on_with_is_refused(manifest:
     assert not out.exists()
 
 
-def test_a_process_that_waits_for_others_says_so(manifest: Path, tmp_path: Path) -> None:
+def test_a_process_that_waits_for_others_reports_it(manifest: Path, tmp_path: Path) -> None:
     with socket.create_server(("localhost", 0)) as server:
         port = str(server.getsockname()[1])
     alone = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
@@ -128,7 +128,7 @@ def test_a_process_without_its_place_on_the_machine_does_not_wait_for_others(mon
         _join_processes("cuda")
 
 
-def test_a_process_that_ends_is_told_of_in_one_line(manifest: Path, tmp_path: Path) -> None:
+def test_a_process_that_ends_is_reported_in_one_line(manifest: Path, tmp_path: Path) -> None:
     with socket.create_server(("localhost", 0)) as server:
         port = str(server.getsockname()[1])
     command = [
@@ -180,7 +180,9 @@ def test_a_process_that_ends_is_told_of_in_one_line(manifest: Path, tmp_path: Pa
         (["classify", "--nope"], "--nope"),
     ],
 )
-def test_what_fails_before_processes_have_met_is_said_by_each(arguments: list[str], told: str, tmp_path: Path) -> None:
+def test_failures_before_processes_connect_are_reported_by_each(
+    arguments: list[str], told: str, tmp_path: Path
+) -> None:
     each = [
         subprocess.Popen(
             [sys.executable, "-m", "confit_edge", *arguments],
@@ -250,7 +252,7 @@ def test_the_gradients_are_those_of_one_batch(trained: Path) -> None:
             torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4)
 
 
-def test_what_several_processes_cannot_do_is_said_by_each(trained: Path) -> None:
+def test_what_several_processes_cannot_do_is_reported_by_each(trained: Path) -> None:
     refusals = [(trained / f"refusals-{rank}.txt").read_text(encoding="utf-8").splitlines() for rank in (0, 1)]
     assert refusals[0] == refusals[1]
     over_batch, one_device, diverged, alone, other, drifted, of_one, another_verb, elsewhere = refusals[0]

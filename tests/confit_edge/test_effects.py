@@ -181,13 +181,13 @@ def everything(**changes: float) -> Effects:
     return made
 
 
-def test_nothing_asked_is_no_effects() -> None:
+def test_no_request_means_no_effects() -> None:
     none = {"room_probability": 0.5, "equaliser": 0.0, "band_probability": 0.0, "codec_probability": 0.0}
     assert make_effects(RATE, rooms=None, **none) is None
     assert make_effects(RATE, rooms="synthetic", **none) is not None
 
 
-def test_the_asked_share_of_clips_is_in_a_room_and_in_a_band() -> None:
+def test_the_requested_share_of_clips_gets_a_room_and_a_band() -> None:
     effects, generator, pcm = everything(equaliser=0.0, codec_probability=0.0), rng(), noise(2000)
     rooms = sum(effects.room(pcm, generator) is not pcm for _ in range(400))
     bands = sum(effects.channel(pcm, generator) is not pcm for _ in range(400))

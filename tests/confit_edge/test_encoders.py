@@ -60,7 +60,7 @@ def test_every_weight_is_the_published_one_and_none_is_missing(encoder: SpeechEm
 
 
 @pytest.mark.parametrize(("window_s", "least"), [(0.1, 0.78), (0.9, 0.78), (1.28, 1.2), (2.0, 1.9)])
-def test_a_window_lasts_no_longer_than_asked(window_s: float, least: float) -> None:
+def test_a_window_is_no_longer_than_requested(window_s: float, least: float) -> None:
     encoder = SpeechEmbedding(SpeechEmbedding.pool_hops_for(window_s))
     seconds = encoder.window / encoder.sample_rate
     assert encoder.window % encoder.hop == 0

@@ -94,7 +94,7 @@ def test_a_text_that_cannot_be_written_leaves_the_former(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [tmp_path / "x"]
 
 
-def test_nothing_is_written_through_a_link_that_others_laid_beside_a_file(tmp_path: Path) -> None:
+def test_nothing_is_written_through_a_link_that_others_laid_next_to_a_file(tmp_path: Path) -> None:
     target, folder = tmp_path / "mine", tmp_path / "shared"
     target.write_text("mine")
     folder.mkdir()

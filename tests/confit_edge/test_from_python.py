@@ -103,7 +103,7 @@ def test_lists_of_clips_belong_together(few: Corpus) -> None:
         narrow.check_training_clips()
 
 
-def test_a_sample_that_is_no_number_is_told_before_training(few: Corpus, manifest: Path) -> None:
+def test_a_sample_that_is_no_number_is_reported_before_training(few: Corpus, manifest: Path) -> None:
     def damaged(pcm: Any) -> Any:
         return np.where(np.arange(len(pcm)) == 100, np.float32(np.nan), pcm)
 
@@ -118,7 +118,7 @@ def test_a_sample_that_is_no_number_is_told_before_training(few: Corpus, manifes
             train_corpus(encoder, corpus, SHORT, manifest=manifest, device=CPU, name="words")
 
 
-def test_a_class_without_training_clips_is_told_before_training(few: Corpus, manifest: Path) -> None:
+def test_a_class_without_training_clips_is_reported_before_training(few: Corpus, manifest: Path) -> None:
     targets = few.train.targets.copy()
     targets[:, 2] = 0
     corpus = replace(few, train=replace(few.train, targets=targets))

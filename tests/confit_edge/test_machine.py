@@ -41,14 +41,14 @@ def test_a_gpu_that_only_emulates_bf16_trains_in_fp32(
     assert all("this cuda only emulates it" in one for one in notes)
 
 
-def test_the_precision_of_the_launcher_is_told_to_count_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_note_says_that_the_precision_of_the_launcher_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     for launchers, warned in (("no", False), ("fp32", False), ("fp16", True)):
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launchers)
         notes = list(remarks_on_machine("fp32", torch.device("cpu")))
         assert notes == (["accelerate's mixed_precision (fp16) is ignored: --precision is fp32"] if warned else [])
 
 
-def test_too_little_memory_says_what_needs_less() -> None:
+def test_out_of_memory_errors_say_what_needs_less() -> None:
     for error in (
         MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory"),

@@ -144,7 +144,7 @@ def test_a_class_that_every_clip_is_of_has_no_precision() -> None:
     assert (precision_gains(scores[:, :1], np.ones((30, 1), np.int8)) == 0).all()
 
 
-def test_what_was_measured_before_map_had_an_interval_is_told_by_accuracy() -> None:
+def test_results_from_before_map_had_an_interval_are_reported_by_accuracy() -> None:
     """Such as what a teacher of several labels brings along: distill ended at it when all was trained."""
     before = {"accuracy": 0.9, "low": 0.8, "high": 1.0, "n": 20, "groups": 4, "map": 0.5}
     assert Merit.of(before) == Merit("accuracy", 0.9, 0.8, 1.0, 20, 4)

@@ -117,7 +117,7 @@ def test_too_few_others_are_wrong_usage(tmp_path: Path) -> None:
     ("name", "suspect"),
     [("hapy", "happy"), ("Hey_happy_1", "happy"), ("stopp", "stop"), ("elephant", ""), ("evelyn", ""), ("of", "")],
 )
-def test_a_class_that_may_be_one_of_the_others_by_another_name_is_told_of(name: str, suspect: str) -> None:
+def test_a_class_that_may_be_one_of_the_others_by_another_name_is_reported(name: str, suspect: str) -> None:
     """It would be learnt as its class and as unknown."""
     _, notes = read_others("words", manifest_of((name, "ann", "train"), (name, "bob", "val")))
     assert [note.split(" are learnt")[0].split(" of ")[-1] for note in notes] == [suspect] * bool(suspect)

@@ -135,7 +135,7 @@ def test_the_strength_is_chosen_by_validation_loss() -> None:
     assert log_loss(chosen.logits(val), val_y, False) == pytest.approx(min(losses.values()))
 
 
-def test_a_class_without_clips_and_embeddings_that_are_no_numbers_are_told() -> None:
+def test_a_class_without_clips_and_embeddings_that_are_no_numbers_are_reported() -> None:
     (x, y), (val, val_y) = blobs(4, 20), blobs(4, 20, 1)
     kept = y[:, 1] == 0
     with pytest.raises(ConfitError, match="a training clip of every class; targets have none in column 1"):
@@ -301,7 +301,7 @@ def test_all_right_or_all_wrong_still_has_an_interval(groups: int) -> None:
     assert (hopeless.low, hopeless.high) == (0.0, pytest.approx(1 - perfect.low))
 
 
-def test_with_one_group_clips_count_as_independent_and_the_result_says_so() -> None:
+def test_with_one_group_clips_count_as_independent_and_the_result_reports_it() -> None:
     right = np.random.default_rng(0).random(400) < 0.7
     one, each = accuracy(right, ["a"] * 400), accuracy(right, [str(clip) for clip in range(400)])
     assert (one.groups, one.resampled, each.resampled) == (1, "clips", "groups")
@@ -326,7 +326,7 @@ def test_a_paired_difference_is_sharper_than_two_intervals() -> None:
 # side by side
 
 
-def test_runs_that_started_alike_share_a_frozen_encoder_and_others_are_told_apart() -> None:
+def test_runs_that_started_alike_share_a_frozen_encoder_and_others_are_distinguished() -> None:
     def starts(*recipes: Recipe) -> list[str]:
         return _start_names([SimpleNamespace(recipe=recipe) for recipe in recipes])  # type: ignore[list-item]
 
@@ -348,7 +348,7 @@ def test_runs_that_started_alike_share_a_frozen_encoder_and_others_are_told_apar
 # on real clips
 
 
-def test_of_many_unknown_clips_what_is_found_of_the_others_is_told(run_corpus: Corpus) -> None:
+def test_with_many_unknown_clips_the_share_found_of_the_others_is_reported(run_corpus: Corpus) -> None:
     clips, unknown = run_corpus.val, run_corpus.unknown_column
     assert unknown is not None
     targets = clips.targets.copy()
@@ -411,7 +411,7 @@ def without_background(corpus: Corpus) -> Corpus:
 
 
 @pytest.mark.parametrize("streams", [True, False])
-def test_how_far_a_probe_is_is_told_of_a_total_known_beforehand(run_corpus: Corpus, streams: bool) -> None:
+def test_probe_progress_is_reported_against_a_total_known_beforehand(run_corpus: Corpus, streams: bool) -> None:
     """Of a clip longer than a window, too; and where views are augmented, not streams."""
     corpus = run_corpus if streams else without_background(run_corpus)
     long = [np.tile(corpus.train.pcm[0], 3), *corpus.train.pcm[1:]]
@@ -508,7 +508,7 @@ def test_a_large_corpus_is_heard_in_several_streams(run_corpus: Corpus, monkeypa
     assert abs(int((parts[:, unknown] == 0).sum()) - int((whole[:, unknown] == 0).sum())) <= len(clips)
 
 
-def test_background_rows_are_of_places_in_the_background() -> None:
+def test_background_rows_come_from_places_in_the_background() -> None:
     """Of two recordings, far apart, a block is of the one or of the other, and every second block of both at once."""
     encoder, rng = pretrained("speech-embedding", 1.28), np.random.default_rng(0)
     length = encoder.window + (ROWS - 1) * encoder.hop

@@ -68,7 +68,7 @@ def test_a_run_holds_its_files_and_no_pickle(run_path: Path) -> None:
             assert not start.startswith((b"\x80", b"PK", b"\x93NUMPY"))
 
 
-def test_a_run_tells_what_it_was_trained_on(run_path: Path, manifest: Path, background: Path) -> None:
+def test_a_run_records_what_it_was_trained_on(run_path: Path, manifest: Path, background: Path) -> None:
     info = json.loads((run_path / "run.json").read_text())
     assert info["data"]["clips"] == {"train": 30, "val": 15, "test": 15}
     assert info["data"]["groups"] == {"train": 6, "val": 3, "test": 3}
@@ -207,7 +207,7 @@ def test_of_few_clips_several_trainings_are_averaged(
         assert trainings(has_no_mean, run_corpus) == 1
 
 
-def test_a_training_whose_beginning_was_cut_off_is_told_of_and_begun_anew(manifest: Path, tmp_path: Path) -> None:
+def test_a_training_whose_start_was_cut_off_is_reported_and_restarted(manifest: Path, tmp_path: Path) -> None:
     """A power cut leaves an empty file where it was not written to the disk, and a kill what was not renamed yet."""
     recipe = Recipe(epochs=1, soup=1, probe_views=1, frozen_baseline=False)
     (tmp_path / "cut").mkdir()
@@ -341,7 +341,7 @@ def test_a_missing_file_is_named(copied: Path, name: str) -> None:
         read_run(copied)
 
 
-def test_a_training_that_has_not_finished_is_told_from_no_run(tmp_path: Path) -> None:
+def test_an_unfinished_training_is_distinguished_from_no_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a run"):
         read_run(tmp_path)
     (tmp_path / runs.CHECKPOINT).write_bytes(b"")
@@ -463,7 +463,7 @@ def test_a_training_suspects_labels_that_are_joined(cut: Callable[..., Path]) ->
     assert any("warning: class 'yes,stop' is learnt separately" in line for line in notes)
 
 
-def test_a_training_tells_of_a_label_that_all_its_clips_have(
+def test_a_training_reports_a_label_that_all_its_clips_have(
     cut: Callable[..., Path], background: Path, tmp_path: Path
 ) -> None:
     """Without background, which has it not."""

@@ -53,7 +53,7 @@ def test_trained_at_once_is_as_trained_alone(manifest: Path, tmp_path: Path, mon
     assert [event["lr"] for event in events if event["stage"] == "search"] == [5e-4, 2e-3]
 
 
-def test_what_the_demo_took_is_told_with_its_memory_where_the_system_tells_that() -> None:
+def test_the_demo_reports_its_time_and_where_possible_its_memory() -> None:
     assert time_and_memory({"seconds": 301.4, "peak_rss_mb": 1930}) == "301 s, 1930 MB of memory at most"
     assert time_and_memory({"seconds": 301.4, "peak_rss_mb": None}) == "301 s"
 
@@ -67,7 +67,7 @@ def test_an_error_of_one_training_ends_the_other(manifest: Path, tmp_path: Path,
     assert time.monotonic() - started < 60
 
 
-def test_a_worker_has_its_threads_and_was_begun_and_is_told_of_with_the_advice_when_it_dies(tmp_path: Path) -> None:
+def test_a_worker_has_its_threads_and_its_death_is_reported_with_advice(tmp_path: Path) -> None:
     def work() -> None:
         with workers(1, threads=1, initializer=os.chdir, args=(tmp_path,), advice=ADVICE) as pool:
             assert pool.submit(torch.get_num_threads).result() == 1

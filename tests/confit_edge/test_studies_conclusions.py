@@ -246,7 +246,7 @@ def test_of_temperature_the_best_on_validation_is_held_against_vanilla() -> None
     assert lines[-2:] == [f"PairTune at 0.1 is below {HEAD}", f"PairTune at 0.1 is above {FEATURES}"]
 
 
-def test_of_a_ranking_each_arm_is_told_apart_as_one_of_many() -> None:
+def test_of_a_ranking_each_arm_is_distinguished_as_one_of_many() -> None:
     """Of twenty that are ever so little worse, some differ by themselves and not as one of twenty."""
     results = measured(*(({"t": at}, {"linear": 0.8 - at / 2000}, {"val_linear": 0.9 - at / 1000}) for at in range(21)))
     best, *others = results.arms()
@@ -312,7 +312,7 @@ def encoder(name: str, source: str, share: float, isoscore: float, seed: int = 0
     return outcome(arm, seed, {"linear": [share, share]}, isoscore=isoscore)
 
 
-def test_encoders_that_no_other_was_judged_beside_make_no_correlation() -> None:
+def test_encoders_judged_alone_make_no_correlation() -> None:
     """Each alone on its data but two, in three seeds: of these a correlation is 1 or -1, whatever the measure is worth."""
     alone = [encoder(str(n), f"study {n}", 0.1 * n, 0.1 * n, seed) for n in range(6) for seed in range(3)]
     two = [encoder(name, "both", share, share, seed) for name, share in (("a", 0.5), ("b", 0.7)) for seed in range(3)]

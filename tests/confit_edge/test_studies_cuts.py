@@ -140,7 +140,7 @@ def test_a_tail_of_one_and_two_clips_has_rarer_classes(corpus: Corpus) -> None:
     assert rare == {json.dumps(sorted(name for name, size in tail.items() if size == 1))}
 
 
-def test_another_domain_is_the_same_clip_heard_otherwise() -> None:
+def test_another_domain_is_the_same_clip_under_other_conditions() -> None:
     rng = np.random.default_rng(0)
     time = np.arange(16_000) / 16_000
     low, high = (0.3 * np.sin(2 * np.pi * hertz * time).astype(np.float32) for hertz in (500, 6000))

@@ -51,7 +51,7 @@ def test_counts_that_agree_in_all_seeds_are_known_to_half_a_step() -> None:
     assert gap.high - gap.value == pytest.approx(12.706 * 0.5 / math.sqrt(2), abs=1e-3)
 
 
-def test_a_difference_of_nothing_is_seldom_told() -> None:
+def test_a_zero_difference_is_rarely_significant() -> None:
     """Two arms that are equally good, on groups that differ: about one interval in twenty may leave out zero."""
     rng = np.random.default_rng(0)
     significant = 0
@@ -67,7 +67,7 @@ def test_a_difference_of_nothing_is_seldom_told() -> None:
     assert significant / 200 < 0.08
 
 
-def test_map_has_the_interval_of_its_own_bootstrap_and_nothing_is_seldom_told() -> None:
+def test_map_has_the_interval_of_its_bootstrap_and_a_zero_difference_is_rarely_significant() -> None:
     """Of two arms that hear three labels equally well: the interval of one seed is as long as that of `judge`'s draws."""
     rng, significant, lengths = np.random.default_rng(0), 0, []
     groups = [f"g{group}" for group in range(20) for _ in range(8)]
@@ -98,7 +98,7 @@ def test_map_has_the_interval_of_its_own_bootstrap_and_nothing_is_seldom_told() 
     assert np.mean(lengths) == pytest.approx(1, abs=0.1)
 
 
-def test_a_difference_in_every_group_and_seed_is_told_and_one_of_three_groups_is_not() -> None:
+def test_a_difference_in_every_group_and_seed_is_significant_and_one_of_three_groups_is_not() -> None:
     def gap(groups: int, comparisons: int = 1) -> Estimate:
         rng = np.random.default_rng(1)
         outcomes = [
@@ -114,7 +114,7 @@ def test_a_difference_in_every_group_and_seed_is_told_and_one_of_three_groups_is
     assert ten.low < one.low < one.value < one.high < ten.high
 
 
-def test_settings_that_no_group_tells_apart_are_not_certainly_alike() -> None:
+def test_settings_that_no_group_distinguishes_are_not_certainly_equal() -> None:
     results = Results(outcome({"o": arm}, 0, {"linear": [0.5] * 6}) for arm in ("a", "b"))
     gap = results.difference(Side("linear", {"o": "a"}), Side("linear", {"o": "b"}))
     assert not gap.significant

@@ -55,7 +55,7 @@ def test_epochs_to_near_the_best() -> None:
     assert convergence.epochs_to([0.9, 0.1, 0.2]) == convergence.epochs_to([0.0, 0.0]) == 1
 
 
-def test_dropping_dimensions_is_what_a_loop_says() -> None:
+def test_dropping_dimensions_equals_a_naive_loop() -> None:
     rng = np.random.default_rng(0)
     embeddings = rng.standard_normal((7, 6)).astype(np.float32)
     embeddings[:, 2] *= 9

@@ -46,7 +46,7 @@ def test_an_outcome_comes_back_from_its_line(numbers: dict[str, float], tally: d
     assert Outcome.from_json(line) == replace(kept, points=[replace(kept.points[0], numbers=finite)])
 
 
-def test_a_journal_goes_on_after_a_line_that_was_cut_short(tmp_path: Path) -> None:
+def test_a_journal_continues_after_a_line_that_was_cut_short(tmp_path: Path) -> None:
     header = {"study": "shots", "recipe": Recipe().to_dict(), "fingerprint": "f", "encoder_sha256": "e"}
     journal = Journal(tmp_path / "out", header)
     assert journal.open() == {}

@@ -218,7 +218,7 @@ def test_isotropy_judges_a_run_that_learnt_background_too(
     assert sum(right for right, _ in point.shares["linear"].values()) > 7
 
 
-def test_isotropy_is_told_where_the_background_of_a_run_is_now(
+def test_isotropy_takes_the_new_location_of_a_runs_background(
     manifest: Path, background: Path, recipe: Recipe, run_path: Path, tmp_path: Path
 ) -> None:
     lost, now, there = tmp_path / "lost", tmp_path / "now", tmp_path / "there"
@@ -299,7 +299,7 @@ def test_a_label_that_clips_have_or_not_is_no_constant(tones: Path, recipe: Reci
     assert right / clips < 0.5
 
 
-def test_a_study_of_several_labels_tells_map(tones: Path, recipe: Recipe, tmp_path: Path) -> None:
+def test_a_study_of_several_labels_reports_map(tones: Path, recipe: Recipe, tmp_path: Path) -> None:
     several = tmp_path / "several.csv"
     with tones.open(newline="") as file, several.open("w", newline="") as target:
         rows = list(csv.reader(file))[1:]

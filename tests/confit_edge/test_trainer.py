@@ -164,7 +164,7 @@ def test_the_weights_are_those_of_the_last_epoch_that_validation_finds_good(
     st.sampled_from([10, 50, 1000]),
     st.integers(0, 5),
 )
-def test_of_epochs_that_validation_cannot_tell_apart_the_last_is_kept(
+def test_of_epochs_that_validation_cannot_distinguish_the_last_is_kept(
     shares: list[float], clips: int, since: int
 ) -> None:
     since = min(since, len(shares) - 1)
@@ -290,7 +290,7 @@ def test_trainings_of_a_soup_start_at_the_head_that_the_probe_gave(speech_embedd
     assert one.history[0]["val_head"] > 0.2
 
 
-def test_a_soup_that_goes_on_keeps_an_epoch_of_its_present_training(
+def test_a_resumed_soup_keeps_an_epoch_of_its_current_training(
     speech_embedding: Encoder, few: Corpus, tmp_path: Path
 ) -> None:
     """The second training is spoilt at once; none of its epochs is as good as the first training's."""
@@ -369,7 +369,7 @@ def test_a_rate_is_judged_by_the_epoch_that_its_training_keeps(speech_embedding:
     assert {event["epoch"] for event in events if event["stage"] == "trying"} == set(range(6))
 
 
-def test_a_search_that_was_killed_goes_on(speech_embedding: Encoder, few: Corpus, tmp_path: Path) -> None:
+def test_a_search_that_was_killed_continues(speech_embedding: Encoder, few: Corpus, tmp_path: Path) -> None:
     recipe = replace(RECIPE, epochs=2, lr=(2e-3, 1e6, 5e-4))
     undisturbed: list[dict[str, Any]] = []
     chosen = choose_lr(speech_embedding, few, recipe, undisturbed.append)
@@ -533,7 +533,7 @@ def test_a_head_may_start_as_the_probe_of_the_encoder_as_it_is(
 
 @pytest.mark.parametrize("objective", ["pairtune", "finetune"])
 @pytest.mark.parametrize("noisy", [False, True])
-def test_a_wake_word_is_one_class_beside_the_unknown(
+def test_a_wake_word_is_one_class_next_to_the_unknown(
     speech_embedding: Encoder, few: Corpus, run_corpus: Corpus, objective: str, noisy: bool
 ) -> None:
     """As from a manifest whose labels are `hey` and `unknown`, with background and without."""
@@ -560,7 +560,7 @@ def test_a_wake_word_is_one_class_beside_the_unknown(
 
 
 @pytest.mark.parametrize(("objective", "extra"), [("pairtune", "hardest_negative"), ("finetune", "val_head")])
-def test_history_tells_of_each_epoch_and_a_head_is_a_probe(
+def test_history_has_every_epoch_and_a_head_is_a_probe(
     speech_embedding: Encoder, few: Corpus, objective: str, extra: str
 ) -> None:
     events: list[dict[str, Any]] = []
@@ -583,7 +583,7 @@ def test_history_tells_of_each_epoch_and_a_head_is_a_probe(
 
 @pytest.mark.parametrize("clips_per_class", [2, 6])
 @pytest.mark.parametrize("objective", ["pairtune", "finetune"])
-def test_a_training_that_diverges_says_so(
+def test_a_training_that_diverges_reports_it(
     speech_embedding: Encoder, corpus: Corpus, objective: str, clips_per_class: int
 ) -> None:
     # with 6 there is one step an epoch, and what it broke shows only in the validation after it

@@ -123,7 +123,7 @@ def test_input_is_normalised_where_the_checkpoint_was_trained_so(checkpoints: di
     assert build(encoder.spec()).spec() == encoder.spec()
 
 
-def test_how_input_is_normalised_is_read_wherever_it_is_told_and_else_taken_from_the_architecture(
+def test_input_normalisation_is_read_from_the_configuration_or_else_from_the_architecture(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """transformers 5 tells it in processor_config.json alone; a model saved without an extractor does not tell."""
@@ -153,7 +153,7 @@ def test_a_do_normalize_of_null_is_false_as_transformers_takes_it(checkpoints: d
     assert encoder.preprocessor["do_normalize"] is False  # type: ignore[attr-defined]
 
 
-def test_of_a_hub_name_too_the_architecture_tells_where_there_is_no_extractor(
+def test_the_architecture_decides_for_a_hub_name_without_an_extractor(
     checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     """Without a connection: as the hub's answer that there is none is kept, and where nothing was ever asked."""
@@ -376,7 +376,7 @@ def test_a_wider_encoder_is_fine_tuned_at_a_lower_rate(checkpoints: dict[str, Pa
 
 
 @pytest.mark.parametrize("name", ["hubert", "whisper", "moonshine", "ast"])
-def test_masked_pooling_leaves_out_what_fills_the_window_beside_a_clip(checkpoints: dict[str, Path], name: str) -> None:
+def test_masked_pooling_ignores_the_padding_around_a_clip(checkpoints: dict[str, Path], name: str) -> None:
     masked = pretrained(str(checkpoints[name]), WINDOW_S, pooling="masked").eval()
     mean = pretrained(str(checkpoints[name]), WINDOW_S).eval()
     clip = torch.zeros(2, masked.window)
@@ -565,7 +565,7 @@ def test_a_folder_without_a_checkpoint_and_damaged_weights_are_refused(
         ("config.json", [], "not a built-in encoder"),
     ],
 )
-def test_a_checkpoint_whose_files_tell_of_no_model_is_refused(
+def test_a_checkpoint_whose_files_describe_no_model_is_refused(
     checkpoints: dict[str, Path], tmp_path: Path, file: str, damaged: dict[str, object] | list[object], message: str
 ) -> None:
     folder = shutil.copytree(checkpoints["wav2vec2"], tmp_path / "damaged")

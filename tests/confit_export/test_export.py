@@ -99,7 +99,7 @@ def test_any_chopping_equals_torch_on_the_whole(
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("cuts", [[], list(range(1, 40)), [1, 1, 7, 22], [39]])
-def test_streams_in_a_batch_equal_lone_runs_however_chopped(
+def test_streams_in_a_batch_equal_lone_runs_in_chunks_of_any_size(
     models: dict[str, Model], audio: Floats, precision: str, cuts: list[int]
 ) -> None:
     together = stream(models[precision], audio, cuts)
@@ -380,7 +380,9 @@ def test_a_failed_gate_names_the_layers_to_blame_and_leaves_no_file_but_an_older
 
 
 @pytest.mark.usefixtures("bad_calibration")
-def test_force_writes_the_file_and_its_contract_tells_what_failed(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:
+def test_force_writes_the_file_and_its_contract_records_what_failed(
+    run: Run, run_corpus: Corpus, tmp_path: Path
+) -> None:
     messages: list[str] = []
     made = export_run(run, run_corpus, tmp_path / "words.onnx", force=True, say=messages.append)
     verdict = load(made.path).contract.metrics["gate"]
@@ -402,7 +404,7 @@ def test_force_writes_the_file_and_its_contract_tells_what_failed(run: Run, run_
     assert errors == sorted(errors, reverse=True)
 
 
-def test_a_loss_on_test_is_told_beyond_what_the_gate_allows() -> None:
+def test_a_loss_on_test_is_reported_beyond_what_the_gate_allows() -> None:
     def warnings_for(*lost: float) -> list[str]:
         messages: list[str] = []
         fp32, int8 = (
@@ -427,7 +429,7 @@ def main_exit(code: int) -> None:
     assert stopped.value.code in ({0, None} if code == 0 else {code})
 
 
-def test_the_contract_tells_the_truth(exports: dict[str, Exported], run: Run) -> None:
+def test_the_contract_is_correct(exports: dict[str, Exported], run: Run) -> None:
     for made in exports.values():
         contract = read_sealed(made.path.read_bytes()).contract
         assert contract == made.contract
@@ -557,7 +559,7 @@ def test_data_that_changed_or_moved_is_noticed(run: Run, manifest: Path, tmp_pat
         run_corpus(run, other)
 
 
-def test_a_model_that_hears_little_is_told_of(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:
+def test_a_model_that_hears_little_is_reported(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:
     for scale, warned in ((0.0, True), (1.0, False)):  # a probe that knows nothing, and the run's own
         probe = replace(run.linear, weight=scale * run.linear.weight, bias=scale * run.linear.bias)
         messages: list[str] = []

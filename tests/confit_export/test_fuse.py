@@ -82,7 +82,7 @@ def test_refitting_lowers_the_error_that_a_stand_in_makes_and_no_weights_do_bett
             layer.weight.sub_(step)
 
 
-def test_it_embeds_nearly_as_before_and_leaves_the_run_as_it_was(
+def test_a_fused_encoder_embeds_nearly_as_before_and_leaves_the_run_as_it_was(
     run: Run, run_corpus: Corpus, exchanged: Encoder
 ) -> None:
     before = {name: value.clone() for name, value in run.encoder.state_dict().items()}

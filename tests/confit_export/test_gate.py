@@ -44,7 +44,7 @@ def test_half_a_point_passes_and_more_does_not() -> None:
     assert "at most 0.5" in failure
 
 
-def test_one_clip_of_few_is_a_failure_and_is_told_in_clips() -> None:
+def test_one_clip_of_few_is_a_failure_and_is_reported_in_clips() -> None:
     (failure,) = Verdict.compare(predictions([1] * 20), predictions([1] * 19 + [0]), seed=0).failures
     assert "5.00 points" in failure
     assert "1 of 20 clips" in failure

@@ -124,7 +124,7 @@ def naive_graph() -> onnx.ModelProto:
     return helper.make_model(helper.make_graph(nodes, "naive", [entry, state], [out], [*weights, *places]))
 
 
-def test_a_layer_that_is_said_to_be_int8_is() -> None:
+def test_a_layer_recorded_as_int8_is_int8() -> None:
     """Every kind of layer, one after another: what a scheme names is no longer of its own kind, and all else is."""
     rng = np.random.default_rng(0)
     shapes = {"conv": (1, 1, 1), "wl": (1, 16, 4), "rl": (1, 16, 4), "wg": (1, 12, 4), "rg": (1, 12, 4), "mat": (4, 4)}
@@ -206,7 +206,7 @@ def test_dynamic_is_refused_where_nothing_would_be(
         Quantizer.calibrate(fp32, "dynamic", "portable", assembled.fp32_scopes, feeds, "minmax")
 
 
-def test_a_stored_scheme_exports_and_says_so(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:
+def test_a_weight_only_scheme_exports_and_records_it(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:
     messages: list[str] = []
     made = export_run(
         run, run_corpus, tmp_path / "words.onnx", quantisation=Quantisation("weight-only"), say=messages.append
@@ -277,7 +277,7 @@ def test_the_sweep_finds_the_layer_that_was_spoilt_and_resumes(
     assert sweep(spoiler, windows, tmp_path, minutes=0).unmeasured == 20
 
 
-def test_a_sweep_that_cannot_be_kept_is_made_all_the_same(
+def test_a_sweep_that_cannot_be_cached_is_done_anyway(
     quantizer: Quantizer, windows: Floats, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()

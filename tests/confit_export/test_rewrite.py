@@ -136,7 +136,7 @@ def test_the_ancestors_of_an_output_are_found_in_any_order_of_nodes() -> None:
     assert {tensor.name for tensor in tensors} == {"scale", "zero"}
 
 
-def test_an_int8_stream_carries_int8_and_equals_its_lone_run_however_chopped(
+def test_an_int8_stream_carries_int8_and_equals_its_lone_run_in_chunks_of_any_size(
     exports: dict[str, Exported], run_corpus: Corpus, run: Run
 ) -> None:
     model = load(exports["int8"].path)

@@ -100,7 +100,7 @@ def test_scores_of_all_labels_are_measured_not_of_the_best_alone(several: Export
     assert "points of validation mAP (at most 0.5 points allowed)" in failure
 
 
-def test_map_is_told_and_published(several: Exported, messages: list[str]) -> None:
+def test_map_is_reported_and_published(several: Exported, messages: list[str]) -> None:
     for split, name in (("val", "validation"), ("test", "test")):
         found = several.contract.metrics[split]
         expected = format_percent(found["map"], found["map_low"], found["map_high"])
@@ -122,7 +122,7 @@ def test_map_is_told_and_published(several: Exported, messages: list[str]) -> No
     assert "accuracy" not in head  # of the best label alone, which says little
 
 
-def test_map_has_an_interval_and_is_told_as_the_export_has_it(several_run: Run, several_corpus: Corpus) -> None:
+def test_map_has_an_interval_and_is_reported_as_in_the_export(several_run: Run, several_corpus: Corpus) -> None:
     """The export weighs by typicality; what a device hears is measured by the row, so it is a little different."""
     probes, typicality = several_run.metrics["probes"], several_run.typicality
     assert typicality is not None

@@ -147,7 +147,7 @@ def test_where_less_than_half_is_found_lower_thresholds_are_tried(
     assert chosen.report["found"] == (loud if level > 0.34 else 8)
 
 
-def test_why_few_are_found_is_told(
+def test_the_reason_for_low_recall_is_reported(
     monkeypatch: pytest.MonkeyPatch, run: Run, run_corpus: Corpus, tmp_path: Path
 ) -> None:
     """Where lower thresholds would find more, at what cost; where none would, not that anything else fires."""
@@ -303,7 +303,7 @@ def test_who_is_nearer_to_a_quiet_room_passes_for_no_sound(kind: Kind) -> None:
     assert (threshold == 0.2) == (kind == "sound")
 
 
-def test_what_is_unknown_is_nobody_to_be_enrolled_and_a_stranger_all_the_same() -> None:
+def test_the_unknown_class_is_not_enrolled_but_is_a_stranger() -> None:
     clips = unit(np.random.default_rng(0).standard_normal((9, 16)))
     targets = one_of(np.repeat(np.arange(3), 3))
     found = enrollment_prior(clips, targets, clips, targets, seed=0, unknown_column=2)
@@ -321,7 +321,7 @@ def test_what_is_unknown_is_nobody_to_be_enrolled_and_a_stranger_all_the_same() 
         ("label", "ge2e", "speaker"),
     ],
 )
-def test_a_run_that_tells_voices_apart_makes_a_model_for_voices(run: Run, column: str, encoder: str, kind: str) -> None:
+def test_a_run_labelled_by_speakers_makes_a_model_for_voices(run: Run, column: str, encoder: str, kind: str) -> None:
     settings = replace(run.recipe, label_column=column)
     assert kind_of_run(replace(run, recipe=settings, encoder=pretrained(encoder, 1.28))) == kind
 
