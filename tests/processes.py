@@ -40,7 +40,7 @@ CASES: dict[str, dict[str, Any]] = {  # fifteen clips a batch: one process has e
 OBJECTIVES = {**CASES, "proxies": {"loss": "proxy-anchor", "mining": "none"}}  # whose loss has parameters, too
 
 
-class InDouble(nn.Module):
+class DoublePrecisionFrontEnd(nn.Module):
     def forward(self, mel: Tensor) -> Tensor:
         return mel.double()
 
@@ -48,7 +48,7 @@ class InDouble(nn.Module):
 def in_double() -> SpeechEmbedding:
     """The encoder with convolutions in float64: AdamW moves a weight as far by a gradient that is rounding alone."""
     encoder = SpeechEmbedding.pretrained(pool_hops=1)
-    encoder.mask = InDouble()
+    encoder.mask = DoublePrecisionFrontEnd()
     encoder.layers.double()
     return encoder
 
@@ -84,7 +84,7 @@ def with_batch_norm(corpus: Corpus) -> None:
     fit(encoder, corpus, Recipe(**BASE), lr=1e-4, epochs=1)
 
 
-def of_layers_left_out(ranks: Ranks) -> list[float | None]:
+def gradients_of_unused_layers(ranks: Ranks) -> list[float | None]:
     """What is averaged where one process has a gradient of 2 for the first parameter, the other of 4 for the second, both have
     one of their number for the third, and none for the fourth."""
     parameters = [nn.Parameter(torch.zeros(1)) for _ in range(4)]
@@ -105,13 +105,13 @@ class Drifting(SpeechEmbedding):
         return super().frames(pcm)
 
 
-def refuse_on_one(complaints: list[str]) -> None:
+def report_problems(complaints: list[str]) -> None:
     with join("cpu").share_errors():
         if complaints:
             raise UsageError(*complaints)
 
 
-def kept_by_the_first(corpus: Corpus, folder: Path, rank: str) -> float:
+def rate_of_first_process(corpus: Corpus, folder: Path, rank: str) -> float:
     """The rate that is chosen of those which `rates.json` tells of, which only the first process sees."""
     own = folder / f"machine-{rank}"
     own.mkdir()
@@ -120,7 +120,7 @@ def kept_by_the_first(corpus: Corpus, folder: Path, rank: str) -> float:
     return choose_lr(in_double(), corpus, Recipe(**BASE, lr=(0.1, 0.2)), folder=own)
 
 
-def waiting() -> float:
+def seconds_waited() -> float:
     """Seconds for which a process waits for another that works alone."""
     group = torch.distributed.distributed_c10d._get_default_group()
     return group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
@@ -153,22 +153,22 @@ def main(manifest: str, out: str, *distill: str) -> None:
         _refusal(lambda: weights(corpus, lr=1e6, clips_per_class=6, epochs=1)),
     ]
     # of two machines without a common folder the first alone has what it wrote
-    here = Path.cwd()
+    folder = Path.cwd()
     os.chdir(out if rank == "0" else Path(out).parent)
     refusals.append(_refusal(lambda: join("cpu").exists_for_all(Path("gradients-0.safetensors"))))
-    os.chdir(here)
-    mine = ["no clip"] if rank == "0" else []
+    os.chdir(folder)
+    problems = ["no clip"] if rank == "0" else []
     refusals += [
         _refusal(lambda: weights(corpus, seed=int(rank))),
         _refusal(lambda: fit(Drifting.pretrained(), corpus, Recipe(**BASE), lr=1e-4, epochs=1)),
-        _refusal(lambda: refuse_on_one(mine)),
+        _refusal(lambda: report_problems(problems)),
         _refusal(lambda: join("cpu").check_same_command("train" if rank == "0" else "distill", resume=False)),
         _refusal(lambda: join("cpu").gather_plain("its checkpoint" if rank == "0" else "its recipe", None)),
     ]
     others = {
-        "left_out": of_layers_left_out(join("cpu")),
-        "rate": kept_by_the_first(corpus, Path(out), rank),
-        "waiting": waiting(),
+        "left_out": gradients_of_unused_layers(join("cpu")),
+        "rate": rate_of_first_process(corpus, Path(out), rank),
+        "waiting": seconds_waited(),
     }
     (Path(out) / f"others-{rank}.json").write_text(json.dumps(others), encoding="utf-8")
     (Path(out) / f"refusals-{rank}.txt").write_text("\n".join(refusals), encoding="utf-8")

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("name", ["handover", "faults_microphone"])
 def test_help_is_printed_and_nothing_runs(name: str) -> None:
     command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
-    asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert asked.returncode == 0, asked.stderr
-    assert asked.stdout.startswith("usage:")
-    assert "--out" in asked.stdout
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage:")
+    assert "--out" in done.stdout

@@ -12,7 +12,7 @@ NAMES = [f"voice {number}" for number in range(VOICES)]
 MEASURES = ("closed_accuracy", "open_error", "open_missed", "open_taken", "eer")
 
 
-def asked(wrong: int) -> list[Asked]:
+def queries(wrong: int) -> list[Asked]:
     """Every other voice is a stranger. Of the first two voices the first `wrong` utterances fail in all ways, no others."""
     found = []
     for number, voice in enumerate(NAMES):
@@ -26,7 +26,7 @@ def asked(wrong: int) -> list[Asked]:
 
 
 def test_nothing_wrong_is_no_certainty() -> None:
-    found = with_intervals(asked(0))
+    found = with_intervals(queries(0))
     assert [found[name] for name in MEASURES] == [1.0, 0.0, 0.0, 0.0, 0.0]
     low, high = found["intervals"]["closed_accuracy"]
     assert (0.8 < low < 0.97, high) == (True, 1.0)
@@ -36,7 +36,7 @@ def test_nothing_wrong_is_no_certainty() -> None:
 
 
 def test_voices_that_fail_are_counted_as_voices() -> None:
-    questions = asked(6)
+    questions = queries(6)
     found = with_intervals(questions)
     assert found["n"] == {"utterances": VOICES * EACH, "voices": VOICES}
     right = [one.named == one.voice for one in questions]

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.wakeword import pool_results
 
 
-def judged(false_accepts: int) -> tuple[dict[str, Any], dict[str, list[tuple[bool, str]]]]:
+def model_result(false_accepts: int) -> tuple[dict[str, Any], dict[str, list[tuple[bool, str]]]]:
     """The row of a model that heard four hours, and what was found of two clips."""
     calibrated = {"frr_clean": 0.5, "frr_10db": 0.5, "measured_fa_per_hour": 0.0, "promised_fa_per_hour": 0.75}
     others = {"other_words_seen": [0, 9], "other_words_unseen": [1, 6]}
@@ -19,5 +19,5 @@ def judged(false_accepts: int) -> tuple[dict[str, Any], dict[str, list[tuple[boo
 
 
 def test_false_accepts_of_models_on_the_same_hours_are_listed_without_an_interval() -> None:
-    rates = pool_results([judged(0), judged(8), judged(1)])["fa_per_hour"]
+    rates = pool_results([model_result(0), model_result(8), model_result(1)])["fa_per_hour"]
     assert rates == {"rate": pytest.approx(0.75), "by_model": [0.0, 2.0, 0.25]}

@@ -145,7 +145,7 @@ def serve(asked: socket.socket) -> None:
         if not pid:
             for descriptor in (asked.detach(), *told.values()):
                 os.close(descriptor)
-            become(json.loads(request), descriptors)
+            adopt_streams(json.loads(request), descriptors)
             return
         told[pid] = descriptors.pop()
         os.write(told[pid], f"{pid}\n".encode())
@@ -154,7 +154,7 @@ def serve(asked: socket.socket) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
 
-def become(asked: dict[str, Any], descriptors: list[int]) -> None:
+def adopt_streams(asked: dict[str, Any], descriptors: list[int]) -> None:
     """Be as a process that a shell has begun."""
     for target, descriptor in enumerate(descriptors[:3]):
         os.dup2(descriptor, target)

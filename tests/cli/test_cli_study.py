@@ -41,7 +41,7 @@ def children(process: int) -> list[int]:
     return found
 
 
-def gone(process: int) -> bool:
+def has_ended(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
@@ -70,7 +70,7 @@ def test_killed_and_gone_on_with_it_is_the_study_that_was_not_disturbed(
     kept = trials.read_bytes().count(b"\n")
     assert kept < 6, "it was over too soon"
     assert not (killed / "results.json").exists()
-    wait_until(lambda: all(gone(worker) for worker in workers), 20)
+    wait_until(lambda: all(has_ended(worker) for worker in workers), 20)
     with trials.open("ab") as file:
         file.write(b'{"key": "half a li')
 

@@ -64,7 +64,7 @@ def test_truth_is_exact_and_clips_never_overlap(seed: int, lengths: list[int], s
     assert np.array_equal(stream[outside], quiet[outside])
 
 
-def away_from(word: Spoken, middle: float, window: int) -> float:
+def distance_to_clip(word: Spoken, middle: float, window: int) -> float:
     """How far a window's middle is from where it speaks of a clip: its middle, or, of a longer one, anywhere within."""
     if word.end - word.start <= window:
         return abs((word.start + word.end) / 2 - middle)
@@ -87,7 +87,7 @@ def test_fragments_are_windows_that_speak_of_no_clip(
         spoken.append(Spoken("", at + gap, at + gap + length))
         at += gap + length
     starts = range(0, samples - window + 1, window // 2)
-    away = [[away_from(word, start + window / 2, window) for word in spoken] for start in starts]
+    away = [[distance_to_clip(word, start + window / 2, window) for word in spoken] for start in starts]
     found = fragments(stream, spoken, window=window, off=off)
     expected = [start for start, row in zip(starts, away, strict=True) if all(one >= off for one in row)]
     assert [int(part[0]) for part in found] == expected

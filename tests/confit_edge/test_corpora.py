@@ -174,7 +174,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def taken(name: str, root: Path, out: Path, **options: object) -> Fetched:
+def fetch_corpus(name: str, root: Path, out: Path, **options: object) -> Fetched:
     return fetch(CORPORA[name], root, out / f"{name}.csv", partial=True, **options)  # type: ignore[arg-type]
 
 
@@ -187,7 +187,7 @@ def sizes(manifest: Manifest) -> dict[str, int]:
 
 @pytest.mark.parametrize("name", list(CORPORA))
 def test_a_corpus_becomes_a_manifest_that_can_be_trained_on(name: str, trees: Path, tmp_path: Path) -> None:
-    fetched = taken(name, trees / name, tmp_path)
+    fetched = fetch_corpus(name, trees / name, tmp_path)
     write_manifest(fetched.manifest, tmp_path / f"{name}.csv")
     manifest = read_manifest(tmp_path / f"{name}.csv")
     assert manifest.fingerprint() == fetched.manifest.fingerprint()
@@ -203,42 +203,42 @@ def test_each_clip_is_tested_in_one_fold_and_validates_in_another(name: str, tre
     tested: Counter[Path] = Counter()
     validating: Counter[Path] = Counter()
     for fold in range(1, CORPORA[name].folds + 1):
-        manifest = taken(name, trees / name, tmp_path, fold=fold).manifest
+        manifest = fetch_corpus(name, trees / name, tmp_path, fold=fold).manifest
         tested.update(clip.path for clip in manifest.select("test").clips)
         validating.update(clip.path for clip in manifest.select("val").clips)
         assert len(manifest.select("train")) > len(manifest.select("test"))
     everything = {clip.path for clip in manifest.clips}
     assert tested == validating == dict.fromkeys(everything, 1)
     with pytest.raises(UsageError, match=f"has folds 1 to {CORPORA[name].folds}"):
-        taken(name, trees / name, tmp_path, fold=CORPORA[name].folds + 1)
+        fetch_corpus(name, trees / name, tmp_path, fold=CORPORA[name].folds + 1)
 
 
 @pytest.mark.parametrize("name", list(CORPORA))
 def test_another_folder_is_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     with pytest.raises(UsageError) as error:
-        taken(name, tmp_path, tmp_path)
+        fetch_corpus(name, tmp_path, tmp_path)
     assert CORPORA[name].home in str(error.value)
     assert CORPORA[name].layout in str(error.value)
     assert "\n" not in str(error.value)
     with pytest.raises(UsageError, match="no such folder"):
-        taken(name, tmp_path / "nowhere", tmp_path)
+        fetch_corpus(name, tmp_path / "nowhere", tmp_path)
 
 
 @pytest.mark.parametrize("name", [name for name, corpus in CORPORA.items() if not corpus.folds])
 def test_a_corpus_without_folds_reports_it(name: str, trees: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="one split and no folds"):
-        taken(name, trees / name, tmp_path, fold=1)
+        fetch_corpus(name, trees / name, tmp_path, fold=1)
 
 
 def test_a_tree_is_found_two_folders_down_and_no_further(tmp_path: Path) -> None:
     esc50(tmp_path / "one")
-    assert taken("esc50", tmp_path, tmp_path).tree == tmp_path / "one" / "ESC-50-master"
+    assert fetch_corpus("esc50", tmp_path, tmp_path).tree == tmp_path / "one" / "ESC-50-master"
     (tmp_path / "one").rename(tmp_path / "two")
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "two").rename(tmp_path / "deep" / "er" / "one")
     with pytest.raises(UsageError, match="up to 2 folders below"):
-        taken("esc50", tmp_path, tmp_path)
+        fetch_corpus("esc50", tmp_path, tmp_path)
 
 
 def test_counts_are_held_against_the_published_ones(tmp_path: Path) -> None:
@@ -266,10 +266,10 @@ def test_counts_are_held_against_the_published_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", list(CORPORA))
 def test_hidden_twins_of_an_archive_made_on_macos_are_no_clips(name: str, trees: Path, tmp_path: Path) -> None:
     tree = shutil.copytree(trees / name, tmp_path / "tree")
-    complete = taken(name, tree, tmp_path)
+    complete = fetch_corpus(name, tree, tmp_path)
     for path in [path for path in tree.rglob("*") if path.is_file()]:
         path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
-    assert taken(name, tree, tmp_path) == complete
+    assert fetch_corpus(name, tree, tmp_path) == complete
 
 
 def test_sound_that_cannot_be_read_is_reported_at_once(tmp_path: Path) -> None:
@@ -277,11 +277,11 @@ def test_sound_that_cannot_be_read_is_reported_at_once(tmp_path: Path) -> None:
     for path in tmp_path.rglob("*.WAV"):
         path.write_bytes(path.read_bytes().replace(b"pcm", b"xyz"))
     with pytest.raises(ConfitError, match="cannot be read as sound"):
-        taken("timit", tmp_path, tmp_path)
+        fetch_corpus("timit", tmp_path, tmp_path)
 
 
 def test_the_largest_classes_are_kept(trees: Path, tmp_path: Path) -> None:
-    emotions = taken("emodb", trees / "emodb", tmp_path, top=6).manifest.classes
+    emotions = fetch_corpus("emodb", trees / "emodb", tmp_path, top=6).manifest.classes
     assert len(emotions) == 6
     assert "disgust" not in emotions  # the smallest
 
@@ -300,7 +300,7 @@ def test_each_corpus_of_the_paper_has_a_recipe(name: str) -> None:
 
 
 def test_timit_distinguishes_speakers_by_sentences_not_heard_in_training(trees: Path, tmp_path: Path) -> None:
-    manifest = taken("timit", trees / "timit", tmp_path).manifest
+    manifest = fetch_corpus("timit", trees / "timit", tmp_path).manifest
     assert sizes(manifest) == {"train": 36, "val": 12, "test": 12}
     assert manifest.classes == ["FCJF0", "MABC0", "MBCG0", "MDAB0", "MDAC0", "MSFV0"]
     for split, clips in (("train", 6), ("val", 2), ("test", 2)):
@@ -315,16 +315,16 @@ def test_timit_names_in_lower_case_and_next_to_riff_copies(tmp_path: Path) -> No
     timit(tmp_path)
     for path in sorted(tmp_path.rglob("*.WAV")):
         sound(path.with_name(f"{path.name}.wav"))  # as one copy that goes round has it
-    assert sizes(taken("timit", tmp_path, tmp_path).manifest) == {"train": 36, "val": 12, "test": 12}
+    assert sizes(fetch_corpus("timit", tmp_path, tmp_path).manifest) == {"train": 36, "val": 12, "test": 12}
     for path in sorted(tmp_path.glob("TIMIT/*/*/*/*"), reverse=True):
         path.rename(path.with_name(path.name.lower()))
     for split in ("TRAIN", "TEST"):
         (tmp_path / "TIMIT" / split).rename(tmp_path / "TIMIT" / split.lower())
-    assert sizes(taken("timit", tmp_path, tmp_path).manifest) == {"train": 36, "val": 12, "test": 12}
+    assert sizes(fetch_corpus("timit", tmp_path, tmp_path).manifest) == {"train": 36, "val": 12, "test": 12}
     first = min(tmp_path.rglob("sa1.wav"))
     first.rename(first.with_name("zz9.wav"))
     with pytest.raises(ConfitError, match=r"zz9\.wav: is not named like a TIMIT"):
-        taken("timit", tmp_path, tmp_path)
+        fetch_corpus("timit", tmp_path, tmp_path)
 
 
 @pytest.mark.skipif(find_spec("torchaudio") is None, reason="the list is compared to torchaudio's")
@@ -351,17 +351,17 @@ def test_gtzan_as_au_files(tmp_path: Path) -> None:
         pcm, rate = soundfile.read(path)
         soundfile.write(path.with_suffix(".au"), pcm, rate)
         path.unlink()
-    assert sizes(taken("gtzan", tmp_path, tmp_path).manifest) == {"train": 20, "val": 20, "test": 20}
+    assert sizes(fetch_corpus("gtzan", tmp_path, tmp_path).manifest) == {"train": 20, "val": 20, "test": 20}
 
 
 def test_the_broken_recording_of_gtzan_on_kaggle_is_reported(trees: Path, tmp_path: Path) -> None:
     tree = shutil.copytree(trees / "gtzan", tmp_path / "gtzan")
     path = tree / "Data" / "genres_original" / "jazz" / "jazz.00054.wav"
     sound(path, rate=22_050)
-    complete = taken("gtzan", tree, tmp_path)
+    complete = fetch_corpus("gtzan", tree, tmp_path)
     assert not any("jazz" in warning for warning in complete.warnings)
     path.write_bytes(b"\0" * 1000)
-    broken = taken("gtzan", tree, tmp_path)
+    broken = fetch_corpus("gtzan", tree, tmp_path)
     assert broken.manifest == complete.manifest
     (new_warning,) = set(broken.warnings) - set(complete.warnings)
     assert new_warning.startswith(
@@ -370,10 +370,10 @@ def test_the_broken_recording_of_gtzan_on_kaggle_is_reported(trees: Path, tmp_pa
 
 
 def test_urbansound_as_it_lies_on_kaggle(trees: Path, tmp_path: Path) -> None:
-    complete = taken("urbansound8k", trees / "urbansound8k", tmp_path).manifest
+    complete = fetch_corpus("urbansound8k", trees / "urbansound8k", tmp_path).manifest
     tree = shutil.copytree(trees / "urbansound8k" / "UrbanSound8K" / "audio", tmp_path / "archive")
     shutil.copy(trees / "urbansound8k" / "UrbanSound8K" / "metadata" / "UrbanSound8K.csv", tree)
-    fetched = taken("urbansound8k", tmp_path, tmp_path)
+    fetched = fetch_corpus("urbansound8k", tmp_path, tmp_path)
     assert fetched.tree == tree
     assert fetched.manifest.fingerprint() == complete.fingerprint()
 
@@ -387,39 +387,39 @@ def test_mswc_words_of_one_recording_are_one_group(trees: Path, tmp_path: Path) 
     listing.write_text(
         "\n".join(",".join([*row[:at], "NA" if line else row[at], *row[at + 1 :]]) for line, row in enumerate(rows))
     )
-    clips = taken("mswc", tree, tmp_path).manifest.clips
+    clips = fetch_corpus("mswc", tree, tmp_path).manifest.clips
     assert {clip.group for clip in clips} == {clip.path.name for clip in clips}
 
 
 def test_mswc_with_its_splits_in_an_archive_of_their_own(trees: Path, tmp_path: Path) -> None:
-    complete = taken("mswc", trees / "mswc", tmp_path).manifest
+    complete = fetch_corpus("mswc", trees / "mswc", tmp_path).manifest
     tree = tmp_path / "mswc"
     shutil.copytree(trees / "mswc" / "es" / "clips", tree / "audio" / "es" / "clips")
     for language in ("es", "de"):  # of all languages, where only one has its sound
         (tree / "splits" / language).mkdir(parents=True)
         shutil.copy(trees / "mswc" / "es" / "es_splits.csv", tree / "splits" / language / f"{language}_splits.csv")
-    fetched = taken("mswc", tree, tmp_path)
+    fetched = fetch_corpus("mswc", tree, tmp_path)
     assert fetched.tree == tree
     assert fetched.manifest.fingerprint() == complete.fingerprint()
     clips = shutil.copytree(tree / "audio" / "es", tree / "audio" / "de") / "clips"
     with pytest.raises(ConfitError, match=r"expected one language .*, found de, es; put"):
-        taken("mswc", tree, tmp_path)
+        fetch_corpus("mswc", tree, tmp_path)
     shutil.copy(tree / "splits" / "de" / "de_splits.csv", tree / "audio" / "de")
-    german = taken("mswc", tree / "audio" / "de", tmp_path).manifest
+    german = fetch_corpus("mswc", tree / "audio" / "de", tmp_path).manifest
     assert all(clip.path.is_relative_to(clips) for clip in german.clips)
 
 
 def test_mswc_leaves_out_what_is_not_valid(trees: Path, tmp_path: Path) -> None:
-    manifest = taken("mswc", trees / "mswc", tmp_path).manifest
+    manifest = fetch_corpus("mswc", trees / "mswc", tmp_path).manifest
     assert sizes(manifest) == {"train": 4, "val": 4, "test": 4}
     assert {clip.group[0] for clip in manifest.select("train").clips} == {"a", "b"}
 
 
 def test_emodb_and_ravdess_read_their_codes(trees: Path, tmp_path: Path) -> None:
-    emodb = taken("emodb", trees / "emodb", tmp_path).manifest
+    emodb = fetch_corpus("emodb", trees / "emodb", tmp_path).manifest
     assert {clip.label for clip in emodb.clips if clip.path.stem == "03a01Fb"} == {"happiness"}
     assert {clip.group for clip in emodb.select("test").clips} == {"03", "08"}
-    ravdess = taken("ravdess", trees / "ravdess", tmp_path, fold=4).manifest
+    ravdess = fetch_corpus("ravdess", trees / "ravdess", tmp_path, fold=4).manifest
     assert {clip.label for clip in ravdess.clips if "-01-06-" in clip.path.stem} == {"fearful"}
     assert {clip.group for clip in ravdess.select("test").clips} == {"08", "17", "21", "23", "24"}
     assert len(ravdess) == 24 * 8  # and no song
@@ -437,11 +437,11 @@ def test_names_that_are_not_the_corpuss_are_reported(tmp_path: Path) -> None:
         make(tmp_path / name)
         sound(stray)
         with pytest.raises(ConfitError, match=stray.name):
-            taken(name, tmp_path / name, tmp_path)
+            fetch_corpus(name, tmp_path / name, tmp_path)
 
 
 def test_twelve_commands_hold_unknown_words_and_silence(trees: Path, tmp_path: Path) -> None:
-    first, again = (taken("speech-commands-12", trees / "speech-commands-12", tmp_path / name) for name in "ab")
+    first, again = (fetch_corpus("speech-commands-12", trees / "speech-commands-12", tmp_path / name) for name in "ab")
     labels = {
         split: Counter(clip.label for clip in first.manifest.select(split).clips) for split in ("train", "val", "test")
     }
@@ -454,7 +454,7 @@ def test_twelve_commands_hold_unknown_words_and_silence(trees: Path, tmp_path: P
     assert all(soundfile.info(clip.path).frames == RATE for clip in silence)
     assert {clip.group for clip in silence if clip.split == "test"} == {"running_tap"}
     assert first.manifest.fingerprint() == again.manifest.fingerprint()
-    assert len(taken("speech-commands-35", trees / "speech-commands-35", tmp_path).manifest) == 13 * 4
+    assert len(fetch_corpus("speech-commands-35", trees / "speech-commands-35", tmp_path).manifest) == 13 * 4
 
 
 @pytest.mark.parametrize("name", ["speech-commands-12", "speech-commands-35"])
@@ -469,26 +469,26 @@ def test_spoken_commands_of_which_some_are_gone_are_refused(name: str, trees: Pa
     with pytest.raises(ConfitError, match=says):
         fetch(CORPORA[name], tree, tmp_path / "m.csv")
     assert not (tmp_path / "m").exists()
-    fetched = taken(name, tree, tmp_path)
+    fetched = fetch_corpus(name, tree, tmp_path)
     assert any("3 listed clips are missing" in warning for warning in fetched.warnings)
     assert all(clip.path.is_file() for clip in fetched.manifest.clips)
     assert missing_classes(fetched.manifest)["test"] == ["yes"]
 
 
 def test_voxceleb_keeps_videos_in_one_split(trees: Path, tmp_path: Path) -> None:
-    manifest = taken("voxceleb1", trees / "voxceleb1", tmp_path).manifest
+    manifest = fetch_corpus("voxceleb1", trees / "voxceleb1", tmp_path).manifest
     assert sizes(manifest) == {"train": 8, "val": 4, "test": 4}
     assert all(clip.group == "/".join(clip.path.parts[-3:-1]) for clip in manifest.clips)
 
     voxceleb1(tmp_path / "torn")
     listing = tmp_path / "torn" / "iden_split.txt"
     listing.write_text(listing.read_text().replace("1 id10001/7gWzIy6yIIk/00001", "3 id10001/7gWzIy6yIIk/00001"))
-    fetched = taken("voxceleb1", tmp_path / "torn", tmp_path)
+    fetched = fetch_corpus("voxceleb1", tmp_path / "torn", tmp_path)
     assert sizes(fetched.manifest) == {"train": 6, "val": 4, "test": 5}
     assert "1 clip is left out of train and val, because test has clips of the same group" in fetched.warnings
     listing.write_text("one id10001/7gWzIy6yIIk/00001.wav\n")
     with pytest.raises(ConfitError, match=r"iden_split\.txt, line 1: expected"):
-        taken("voxceleb1", tmp_path / "torn", tmp_path)
+        fetch_corpus("voxceleb1", tmp_path / "torn", tmp_path)
 
 
 def test_tables_that_lack_a_column_are_reported(tmp_path: Path) -> None:
@@ -497,14 +497,14 @@ def test_tables_that_lack_a_column_are_reported(tmp_path: Path) -> None:
     text = path.read_text()
     path.write_text(text.replace("src_file", "source"))
     with pytest.raises(ConfitError, match=r"esc50\.csv: there is no column 'src_file' \(columns: filename"):
-        taken("esc50", tmp_path, tmp_path)
+        fetch_corpus("esc50", tmp_path, tmp_path)
     path.write_text(text.replace(",3,", ",three,"))
     with pytest.raises(ConfitError, match=r"esc50\.csv, line 10: fold 'three'"):
-        taken("esc50", tmp_path, tmp_path)
+        fetch_corpus("esc50", tmp_path, tmp_path)
     mswc(tmp_path / "mswc")
     listing = tmp_path / "mswc" / "es" / "es_splits.csv"
     text = listing.read_text()
     for old, new, says in [("SPEAKER", "WHO", "no column 'SPEAKER'"), ("DEV", "EVAL", "SET 'EVAL' is not TRAIN")]:
         listing.write_text(text.replace(old, new))
         with pytest.raises(ConfitError, match=says):
-            taken("mswc", tmp_path / "mswc", tmp_path)
+            fetch_corpus("mswc", tmp_path / "mswc", tmp_path)

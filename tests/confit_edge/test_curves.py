@@ -12,7 +12,7 @@ from confit_edge.pairtune.curves import Curves
 from confit_runtime.errors import UsageError
 
 
-def tell(curves: Curves, epochs: range, stop_after: int = 99) -> list[dict[str, Any]]:
+def feed_epochs(curves: Curves, epochs: range, stop_after: int = 99) -> list[dict[str, Any]]:
     """Events of epochs of three batches; the loss is the number of batches seen."""
     events = []
     for epoch in epochs:
@@ -37,9 +37,11 @@ def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
 
 def test_curves_continue_where_a_training_was_resumed(tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
-    stopped = tell(Curves(tmp_path, events.append), range(3), stop_after=10)  # in the second batch of the third epoch
+    stopped = feed_epochs(
+        Curves(tmp_path, events.append), range(3), stop_after=10
+    )  # in the second batch of the third epoch
     assert events == stopped
-    tell(Curves(tmp_path, None), range(2, 4))
+    feed_epochs(Curves(tmp_path, None), range(2, 4))
     assert scalars(tmp_path, "batch/loss") == [(seen, seen) for seen in range(1, 13)]
     assert scalars(tmp_path, "epoch/val_linear") == [(3, 0.0), (6, 0.25), (9, 0.5), (12, 0.75)]
 

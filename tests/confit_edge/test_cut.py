@@ -79,18 +79,18 @@ def test_no_piece_hides_a_sound_and_no_rest_holds_one(spans: list[tuple[str, int
     sounds = {(label, start / 10, min(20.0, (start + length) / 10)) for label, start, length in spans}
     recording = night(*sounds)
 
-    def held(piece: tuple[float, ...], sound: SoundEvent) -> float:
+    def overlap_s(piece: tuple[float, ...], sound: SoundEvent) -> float:
         return min(piece[1], sound.end_s) - max(piece[0], sound.start_s)
 
     for piece in pieces_of(recording, margin).kept:
         assert 0.0 <= piece.start_s < piece.end_s <= 20.0
         for sound in recording.sounds:
             if sound.label not in (*piece.labels, "unknown"):
-                assert held(piece, sound) < MIN_S
+                assert overlap_s(piece, sound) < MIN_S
     for stretch in rest_of(recording, margin):
         assert stretch[1] - stretch[0] >= 1.0
         for sound in recording.sounds:
-            assert held(stretch, sound) <= -max(APART_S, margin) + 1e-9
+            assert overlap_s(stretch, sound) <= -max(APART_S, margin) + 1e-9
 
 
 def test_the_rest_of_a_recording_without_sounds_is_all_of_it() -> None:

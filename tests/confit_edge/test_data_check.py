@@ -38,7 +38,7 @@ def report_of(folder: Path, table: str) -> Report:
     return check(read_manifest(folder / "m.csv"), ClipStore(RATE, folder / "cache"))
 
 
-def says(report: Report, *words: str) -> bool:
+def warns(report: Report, *words: str) -> bool:
     return any(all(word in warning for word in words) for warning in report.warnings)
 
 
@@ -78,7 +78,7 @@ def test_a_label_that_all_training_clips_have_is_reported(folder: Path) -> None:
     table = ENOUGH.replace("label", "labels").replace(",y,", ",x|y,")
     report = report_of(folder, table)
     assert len(report.warnings) == 1
-    assert says(report, "every training clip is 'x': the model learns nothing to distinguish it from", "--background")
+    assert warns(report, "every training clip is 'x': the model learns nothing to distinguish it from", "--background")
     assert report_of(folder, table.replace(",x,g1,", ",,g1,")).warnings == []  # but for one, in which nothing is heard
     assert report_of(folder, table.replace(",x,g1,", ",y,g1,")).warnings == []
 
@@ -87,15 +87,15 @@ def test_so_is_a_single_label_where_all_clips_without_it_are_elsewhere(folder: P
     rows = [line.replace(",y,", ",," if ",train" not in line else ",x,") for line in ENOUGH.splitlines(keepends=True)]
     report = report_of(folder, "".join(rows).replace("label", "labels"))
     assert len(report.warnings) == 1
-    assert says(report, "every training clip is 'x': the model learns nothing to distinguish it from", "--background")
+    assert warns(report, "every training clip is 'x': the model learns nothing to distinguish it from", "--background")
 
 
 def test_a_clean_manifest_has_nothing_to_warn_of(folder: Path) -> None:
     assert report_of(folder, ENOUGH).warnings == []
     assert report_of(folder, ENOUGH).text().splitlines()[-1] == "no warnings"
     report = report_of(folder, CLEAN)
-    assert says(report, "classes 'x', 'y' have fewer than 5 clips to learn from (train)")
-    assert says(report, "classes 'x', 'y' have fewer than 5 clips to choose epochs and thresholds by (val)")
+    assert warns(report, "classes 'x', 'y' have fewer than 5 clips to learn from (train)")
+    assert warns(report, "classes 'x', 'y' have fewer than 5 clips to choose epochs and thresholds by (val)")
     assert len(report.warnings) == 2
     assert not report.leaks
     assert (report.clips, report.groups, report.imbalance) == (10, 5, 1.0)
@@ -116,7 +116,7 @@ def test_a_clean_manifest_has_nothing_to_warn_of(folder: Path) -> None:
 @pytest.mark.parametrize("label", ["background", "_background_noise_", "Silence", "noise"])
 def test_a_class_that_is_to_stay_silent_is_reported(folder: Path, label: str) -> None:
     report = report_of(folder, CLEAN.replace(",x,", f",{label},"))
-    assert says(report, repr(label), "will fire", "'unknown'", "--background")
+    assert warns(report, repr(label), "will fire", "'unknown'", "--background")
     assert report_of(folder, ENOUGH.replace(",x,", ",unknown,")).warnings == []
 
 
@@ -247,12 +247,12 @@ def test_joined_labels_are_warned_of_in_either_column(folder: Path) -> None:
     """Under `labels` where a bar says how labels are joined, too."""
     joined_rows = ENOUGH.replace("2.wav,x,", '2.wav,"x,y",')
     for table in (joined_rows, joined_rows.replace("label", "labels").replace("4.wav,x", "4.wav,x|y")):
-        assert says(report_of(folder, table), "class 'x,y' is learnt separately", "vertical bar")
-    assert not says(report_of(folder, ENOUGH), "vertical bar")
+        assert warns(report_of(folder, table), "class 'x,y' is learnt separately", "vertical bar")
+    assert not warns(report_of(folder, ENOUGH), "vertical bar")
 
 
 def test_a_misspelt_class_is_warned_of(folder: Path) -> None:
-    assert says(
+    assert warns(
         report_of(folder, ENOUGH.replace(",x,", ",Stop It,").replace(",y,", ",stop it,")), "is it 'stop it' (11)?"
     )
 
@@ -262,7 +262,7 @@ def test_a_torn_group_is_a_leak(folder: Path) -> None:
     assert report.torn_groups == {"g0": ["train", "test"]}
     assert report.leaks
     assert len(report.warnings) == 1
-    assert says(report, "leak: group 'g0' is in several splits", "--anew")
+    assert warns(report, "leak: group 'g0' is in several splits", "--anew")
 
 
 def test_one_sound_in_two_places(folder: Path) -> None:
@@ -276,16 +276,16 @@ def test_one_sound_in_two_places(folder: Path) -> None:
         (["0.wav", "2.wav"], False, False)
     ]
     assert not report.leaks
-    assert says(report, "1 sound is listed more than once", "'0.wav', '2.wav'")
+    assert warns(report, "1 sound is listed more than once", "'0.wav', '2.wav'")
 
     copies(1, 9)  # train and test
     report = report_of(folder, CLEAN)
     assert report.leaks
-    assert says(report, "leak: the same sound is in several splits", "'1.wav', '9.wav'")
+    assert warns(report, "leak: the same sound is in several splits", "'1.wav', '9.wav'")
 
     copies(4, 5)  # x and y
     report = report_of(folder, CLEAN)
-    assert says(report, "leak: the same sound has different labels", "'4.wav', '5.wav'")
+    assert warns(report, "leak: the same sound has different labels", "'4.wav', '5.wav'")
     assert "  1.wav = 9.wav" in report.text().splitlines()
 
 
@@ -300,7 +300,7 @@ def test_one_sound_in_two_of_the_splits_that_train_makes(folder: Path) -> None:
         made = with_splits(read_manifest(folder / "m.csv"), seed=0)
         splits = {clip.split for clip in made.clips if clip.path.name.startswith("0")}
         assert report.leaks == (len(splits) > 1)
-        assert report.leaks == says(report, "leak: the same sound ends up in several splits", "`group`")
+        assert report.leaks == warns(report, "leak: the same sound ends up in several splits", "`group`")
         leaks.add(report.leaks)
     assert leaks == {True, False}
 
@@ -337,8 +337,8 @@ def test_unusable_clips_are_counted_by_kind_and_stop_nothing(folder: Path) -> No
     ]
     assert report.classes["y"].clips == 0
     assert report.missing["train"] == []  # of the classes that are left
-    assert says(report, "6 clips cannot be used (5 silent, 1 missing)")
-    assert says(report, "class 'y' has no usable clip")
+    assert warns(report, "6 clips cannot be used (5 silent, 1 missing)")
+    assert warns(report, "class 'y' has no usable clip")
     assert not report.trainable  # `train` refuses it, too
     assert "  0.wav: no such file" in report.text()
 
@@ -358,9 +358,9 @@ def test_rates_channels_levels_and_imbalance(folder: Path) -> None:
     report = report_of(folder, CLEAN + "".join(f"{number}.wav,y,h{number},train\n" for number in range(10, 60)))
     assert (report.sample_rates, report.channels) == ({8_000: 1, 16_000: 59}, {1: 59, 2: 1})
     assert report.imbalance == 11
-    assert says(report, "several sample rates")
-    assert says(report, "1 clip goes far beyond full scale ('1.wav')")
-    assert says(report, "11 times as many clips as 'x'")
+    assert warns(report, "several sample rates")
+    assert warns(report, "1 clip goes far beyond full scale ('1.wav')")
+    assert warns(report, "11 times as many clips as 'x'")
 
 
 def test_clips_of_hardly_anything_are_reported_unless_they_are_of_no_class(folder: Path) -> None:
@@ -369,7 +369,7 @@ def test_clips_of_hardly_anything_are_reported_unless_they_are_of_no_class(folde
     for number in (0, 4):
         soundfile.write(folder / f"{number}.wav", np.roll(dither, number), RATE)
     report = report_of(folder, CLEAN.replace("4.wav,x", "4.wav,unknown"))
-    assert says(report, "1 labelled clip is almost silent, never above -70 dBFS (0.wav)")
+    assert warns(report, "1 labelled clip is almost silent, never above -70 dBFS (0.wav)")
     assert report.levels_db["min"] < -80 < -20 < report.levels_db["median"] <= report.levels_db["max"] < 0
     assert "level       -9" in report.text()
     assert report.to_dict()["levels_db"] == report.levels_db
@@ -377,24 +377,24 @@ def test_clips_of_hardly_anything_are_reported_unless_they_are_of_no_class(folde
 
 def test_advice_on_splits_and_groups(folder: Path) -> None:
     own = report_of(folder, "path,label\n" + "".join(f"{n}.wav,{'xy'[n % 2]}\n" for n in range(10)))
-    assert says(own, "every clip is its own group", "`group` column")
-    assert says(own, "they end up in both train and test, and results are too good")
+    assert warns(own, "every clip is its own group", "`group` column")
+    assert warns(own, "they end up in both train and test, and results are too good")
     stems = report_of(folder, "path,label,group\n" + "".join(f"{n}.wav,{'xy'[n % 2]},{n}\n" for n in range(10)))
-    assert not says(stems, "add a `group` column")  # there is one
-    assert says(stems, "every clip is its own group", "a group named after its only file says nothing")
+    assert not warns(stems, "add a `group` column")  # there is one
+    assert warns(stems, "every clip is its own group", "a group named after its only file says nothing")
     published = report_of(folder, "\n".join(",".join(row.split(",")[i] for i in (0, 1, 3)) for row in ENOUGH.split()))
-    assert says(published, "every clip is its own group", "A published split may keep them apart")
-    assert not says(published, "end up in both train and test")
+    assert warns(published, "every clip is its own group", "A published split may keep them apart")
+    assert not warns(published, "end up in both train and test")
     assert own.trainable
     assert own.missing == {}
     assert "train" not in own.text().splitlines()[3]
     few = report_of(folder, "path,label,group\n0.wav,x,a\n1.wav,x,b\n2.wav,y,a\n3.wav,y,a\n")
-    assert says(few, "cannot be used for training: class 'y' has 2 clips in one group ('a')")
+    assert warns(few, "cannot be used for training: class 'y' has 2 clips in one group ('a')")
     assert (few.trainable, few.to_dict()["trainable"]) == (False, False)
     no_test = report_of(folder, "path,label,group\n0.wav,x,a\n1.wav,x,b\n2.wav,y,a\n3.wav,y,b\n")
-    assert says(no_test, "classes 'x', 'y' have no clip in test")
+    assert warns(no_test, "classes 'x', 'y' have no clip in test")
     half = report_of(folder, CLEAN.replace("train", ""))
-    assert says(half, "cannot be used for training: only 4 of 10 clips have a split")
+    assert warns(half, "cannot be used for training: only 4 of 10 clips have a split")
 
 
 def test_groups_of_one_clip_each_are_groups_where_somebody_named_them(tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ def test_groups_of_one_clip_each_are_groups_where_somebody_named_them(tmp_path: 
         for read in (manifest, read_manifest(tmp_path / "written" / "m.csv")):
             report = check(read, ClipStore(RATE, tmp_path / ".cache"))
             assert report.groups == 24
-            assert says(report, "every clip is its own group") == lacking
+            assert warns(report, "every clip is its own group") == lacking
 
 
 @pytest.mark.parametrize(
@@ -429,8 +429,8 @@ def test_groups_are_those_of_most_clips_of_each_class(
     rows = "".join(f"{n}.wav,{'xy'[n % 2]},{groups(n)}\n" for n in range(22))
     manifest = "path,label,group\n" + rows
     report = report_of(folder, manifest)
-    assert says(report, f"{warning} own group") == (warning is not None)
-    assert says(report, "own group") == (warning is not None)
+    assert warns(report, f"{warning} own group") == (warning is not None)
+    assert warns(report, "own group") == (warning is not None)
     (folder / "m.csv").write_text(manifest)
     assert read_manifest(folder / "m.csv").grouped == (warning is None)
 
@@ -440,7 +440,7 @@ def test_a_folder_with_a_manifest_in_it_is_pointed_out(tmp_path: Path) -> None:
         sound(tmp_path / "xy"[number % 2] / f"{number}.wav", number)
     (tmp_path / "manifest.csv").write_text("path,label,group\n")
     report = check(read_manifest(tmp_path), ClipStore(RATE, tmp_path / ".cache"))
-    assert says(report, "every clip is its own group", "use manifest.csv in that folder")
+    assert warns(report, "every clip is its own group", "use manifest.csv in that folder")
 
 
 def test_the_report_as_plain_data(folder: Path) -> None:

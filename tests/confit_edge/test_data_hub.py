@@ -40,7 +40,7 @@ def coded(hertz: float, container: str = "FLAC") -> bytes:
     return file.getvalue()
 
 
-def made(data: dict[str, list], features: Features) -> Dataset:
+def hub_dataset(data: dict[str, list], features: Features) -> Dataset:
     """A set as it comes from the hub, with sound as bytes; `from_dict` with features would code sound anew."""
     plain = Features({name: {"bytes": Value("binary"), "path": Value("string")} for name in ("audio", "sound")})
     held = {
@@ -60,7 +60,7 @@ def part(count: int, first: int = 0, container: str = "FLAC", **columns: Any) ->
     features = Features(
         {"audio": Audio(decode=False), "label": ClassLabel(names=["no", "yes"]), "speaker": Value("string")}
     )
-    return made(data, features)
+    return hub_dataset(data, features)
 
 
 def sizes(manifest: Manifest) -> tuple[int, ...]:
@@ -140,7 +140,7 @@ def test_of_two_columns_of_sound_the_first_is_taken_and_the_other_is_not_decoded
         column: [{"bytes": coded(first + 10 * number), "path": None} for number in range(4)]
         for column, first in (("audio", 200), ("sound", 900))
     }
-    made({**held, "label": [0, 1, 0, 1]}, features).save_to_disk(tmp_path / "set")
+    hub_dataset({**held, "label": [0, 1, 0, 1]}, features).save_to_disk(tmp_path / "set")
     clips = fetch_hub(str(tmp_path / "set"), tmp_path / "m.csv", group_column="label").manifest.clips
     assert [clip.group for clip in clips] == ["0", "1", "0", "1"]
     for number, clip in enumerate(clips):
@@ -216,7 +216,7 @@ def test_lists_of_labels_make_a_multi_label_manifest(tmp_path: Path) -> None:
     labels = [[0, 1], [1], [], [0]]
     features = Features({"sound": Audio(decode=False), "labels": List(ClassLabel(names=["hat", "kick"]))})
     data = {"sound": [{"bytes": coded(300 + n, "WAV"), "path": f"{n}.wav"} for n in range(4)], "labels": labels}
-    made(data, features).save_to_disk(tmp_path / "set")
+    hub_dataset(data, features).save_to_disk(tmp_path / "set")
     manifest = fetch_hub(str(tmp_path / "set"), tmp_path / "m.csv").manifest
     assert manifest.multi_label
     assert [clip.labels for clip in manifest.clips] == [("hat", "kick"), ("kick",), (), ("hat",)]

@@ -157,7 +157,7 @@ def test_multi_label_clips_and_clips_of_nothing() -> None:
     assert missing_classes(made)["test"] == []
 
 
-def possible(source: Manifest, wanted: tuple[str, ...]) -> bool:
+def has_valid_split(source: Manifest, wanted: tuple[str, ...]) -> bool:
     """Brute force: is there a deal of groups that has every class in each of the wanted splits?"""
     groups = sorted({clip.group for clip in source.clips})
     holds = {
@@ -178,13 +178,13 @@ def possible(source: Manifest, wanted: tuple[str, ...]) -> bool:
 )
 def test_splits_are_found_whenever_they_exist(rows: list[tuple[str, str]], seed: int) -> None:
     source = manifest_of(rows)
-    if not possible(source, ("train", "val")):
+    if not has_valid_split(source, ("train", "val")):
         with pytest.raises(ManifestError):
             with_splits(source, seed=seed)
         return
     made = with_splits(source, seed=seed)
     assert_sound(made, source)
-    if possible(source, SPLITS):
+    if has_valid_split(source, SPLITS):
         assert missing_classes(made)["test"] == []
 
 

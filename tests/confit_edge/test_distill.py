@@ -151,15 +151,15 @@ def test_the_parts_of_the_loss_are_weighted_and_unlabelled_rows_are_nobodys_nega
     torch.manual_seed(0)
     teaching = Teaching(Bands(64), [], 8000, lesson)
     objective = teaching.objective(RECIPE, dim=8, classes=2, multi_label=False)
-    embeddings, taught = functional.normalize(torch.randn(7, 8), dim=1), torch.randn(7, 4)
+    embeddings, distilled = functional.normalize(torch.randn(7, 8), dim=1), torch.randn(7, 4)
     labels = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1], [0, 0], [0, 0], [0, 0]]).float()
     labelled = torch.tensor([1, 1, 1, 1, 1, 0, 0]).float()[:, None]  # the fifth carries none of the classes
-    loss, statistics = objective(embeddings, torch.cat([labels, labelled, taught], dim=1))
+    loss, statistics = objective(embeddings, torch.cat([labels, labelled, distilled], dim=1))
     assert objective.supervised is not None
-    taught = taught - taught.mean(dim=0)
+    distilled = distilled - distilled.mean(dim=0)
     parts = {
-        "teacher_cosine": functional.cosine_similarity(objective.map(embeddings * 8**0.5), taught).mean(),
-        "similarity_loss": similarity_loss(embeddings, taught, 0.2),
+        "teacher_cosine": functional.cosine_similarity(objective.map(embeddings * 8**0.5), distilled).mean(),
+        "similarity_loss": similarity_loss(embeddings, distilled, 0.2),
         "supervised_loss": supervised_contrastive(
             objective.supervised.project(embeddings[:5]), jaccard(labels[:5]), temperature=RECIPE.temperature
         ),
@@ -172,12 +172,12 @@ def test_the_parts_of_the_loss_are_weighted_and_unlabelled_rows_are_nobodys_nega
 
 def test_the_map_begins_as_a_ridge_regression_to_the_teachers_embeddings(student: Encoder) -> None:
     rng = np.random.default_rng(0)
-    windows, taught = rng.normal(size=(40, 12_800)).astype(np.float32), rng.normal(size=(40, 4)).astype(np.float32)
+    windows, distilled = rng.normal(size=(40, 12_800)).astype(np.float32), rng.normal(size=(40, 4)).astype(np.float32)
     objective = Teaching(Bands(64), [], 8000, Lesson()).objective(RECIPE, dim=96, classes=2, multi_label=False)
-    targets = torch.from_numpy(np.concatenate([np.zeros((40, 3), np.float32), taught], axis=1))
+    targets = torch.from_numpy(np.concatenate([np.zeros((40, 3), np.float32), distilled], axis=1))
     objective.start(copy.deepcopy(student), torch.from_numpy(windows), targets, ridge=0.5)
     embeddings = embed_clips(student, list(windows), CPU) * 96**0.5
-    wanted = taught - taught.mean(axis=0)
+    wanted = distilled - distilled.mean(axis=0)
     wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
     expected = Ridge(alpha=0.5 * 40).fit(embeddings, wanted)
     np.testing.assert_allclose(objective.map.weight.detach(), expected.coef_, atol=1e-4)
@@ -245,7 +245,9 @@ def test_a_teacher_hears_the_same_sound_at_its_own_rate_and_length(teacher_windo
 # learning
 
 
-def taught(student: Encoder, corpus: Corpus, recipe: Recipe, teaching: Teaching, **options: Any) -> tuple[Fitted, dict]:
+def distilled(
+    student: Encoder, corpus: Corpus, recipe: Recipe, teaching: Teaching, **options: Any
+) -> tuple[Fitted, dict]:
     student = copy.deepcopy(student)
     fitted = fit(student, corpus, recipe, lr=5e-4, epochs=recipe.epochs, teaching=teaching, **options)
     return fitted, {**student.state_dict(), **fitted.objective.state_dict(prefix="objective.")}
@@ -257,9 +259,9 @@ def test_a_student_comes_nearer_to_its_teacher_without_any_label(student: Encode
     pupil = copy.deepcopy(student)
     fitted = fit(pupil, few, recipe, lr=2e-3, epochs=8, teaching=teaching)
     inputs = [centred(torch.tensor(clip), 12_800).numpy()[:12_800] for clip in few.train.pcm + few.test.pcm]
-    taught = torch.from_numpy(teaching.embed(np.stack(inputs), CPU))
+    distilled = torch.from_numpy(teaching.embed(np.stack(inputs), CPU))
     far = [
-        similarity_loss(torch.from_numpy(embed_clips(one, inputs, CPU)), taught - taught.mean(dim=0), 0.1).item()
+        similarity_loss(torch.from_numpy(embed_clips(one, inputs, CPU)), distilled - distilled.mean(dim=0), 0.1).item()
         for one in (student, pupil)
     ]
     assert far[1] < 0.85 * far[0]
@@ -271,7 +273,7 @@ def test_a_student_stopped_anywhere_and_resumed_is_the_same_bit_for_bit(
     student: Encoder, few: Corpus, teaching: Teaching, tmp_path: Path
 ) -> None:
     recipe = replace(RECIPE, precision="bf16")
-    undisturbed, expected = taught(student, few, recipe, teaching)
+    undisturbed, expected = distilled(student, few, recipe, teaching)
     path = tmp_path / "checkpoint.safetensors"
 
     def stop_at(epoch: int, step: int) -> Callable[[dict[str, Any]], None]:
@@ -283,8 +285,8 @@ def test_a_student_stopped_anywhere_and_resumed_is_the_same_bit_for_bit(
 
     for moment in ((0, 1), (1, 2), (2, 1)):
         with pytest.raises(StoppedError):
-            taught(student, few, recipe, teaching, checkpoint_path=path, watch=stop_at(*moment))
-    resumed, found = taught(student, few, recipe, teaching, checkpoint_path=path)
+            distilled(student, few, recipe, teaching, checkpoint_path=path, watch=stop_at(*moment))
+    resumed, found = distilled(student, few, recipe, teaching, checkpoint_path=path)
     assert resumed.history == undisturbed.history
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
@@ -292,8 +294,8 @@ def test_a_student_stopped_anywhere_and_resumed_is_the_same_bit_for_bit(
 
 def test_unlabelled_sound_changes_what_is_learnt(student: Encoder, few: Corpus, teaching: Teaching) -> None:
     recipe = replace(RECIPE, epochs=1)
-    _, one = taught(student, few, recipe, teaching)
-    _, other = taught(student, few, recipe, replace(teaching, unlabelled=[]))
+    _, one = distilled(student, few, recipe, teaching)
+    _, other = distilled(student, few, recipe, replace(teaching, unlabelled=[]))
     assert any(not torch.equal(one[key], other[key]) for key in one)
 
 

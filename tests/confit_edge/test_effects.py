@@ -174,7 +174,7 @@ def test_a_sound_beyond_full_scale_is_not_clipped_by_a_codec() -> None:
 # together
 
 
-def everything(**changes: float) -> Effects:
+def all_effects(**changes: float) -> Effects:
     shares = {"room_probability": 0.5, "equaliser": 6.0, "band_probability": 0.4, "codec_probability": 0.3} | changes
     made = make_effects(RATE, rooms="synthetic", **shares)
     assert made is not None
@@ -188,7 +188,7 @@ def test_no_request_means_no_effects() -> None:
 
 
 def test_the_requested_share_of_clips_gets_a_room_and_a_band() -> None:
-    effects, generator, pcm = everything(equaliser=0.0, codec_probability=0.0), rng(), noise(2000)
+    effects, generator, pcm = all_effects(equaliser=0.0, codec_probability=0.0), rng(), noise(2000)
     rooms = sum(effects.room(pcm, generator) is not pcm for _ in range(400))
     bands = sum(effects.channel(pcm, generator) is not pcm for _ in range(400))
     assert rooms == pytest.approx(200, abs=40)
@@ -200,7 +200,7 @@ def test_effects_come_from_the_generator_alone_and_leave_clips_alone() -> None:
     before = [clip.copy() for clip in clips]
     for clip in clips:
         clip.setflags(write=False)
-    augment = Augmenter(8_000, 500, 6.0, 0.8, (0.0, 20.0), effects=everything())
+    augment = Augmenter(8_000, 500, 6.0, 0.8, (0.0, 20.0), effects=all_effects())
     one, two, other = augment(clips, rng(1)), augment(clips, rng(1)), augment(clips, rng(2))
     assert one.shape == (12, 8_000)
     assert one.dtype == np.float32
@@ -213,7 +213,7 @@ def test_effects_come_from_the_generator_alone_and_leave_clips_alone() -> None:
 def test_the_noise_is_not_in_the_room() -> None:
     """Noise is mixed under the reverberated clip at the asked ratio, to 0.1 dB."""
     clip = noise(8_000)
-    effects = everything(room_probability=1.0, equaliser=0.0, band_probability=0.0, codec_probability=0.0)
+    effects = all_effects(room_probability=1.0, equaliser=0.0, band_probability=0.0, codec_probability=0.0)
     quiet = Augmenter(8_000, effects=effects)([clip], rng(3))[0]
     noisy = Augmenter(8_000, 0, 0.0, 1.0, (10.0, 10.0), effects=effects)([clip], rng(3))[0]
     assert 20 * np.log10(rms(quiet) / rms(noisy - quiet)) == pytest.approx(10, abs=0.1)

@@ -225,28 +225,28 @@ def program(at: int) -> str:
 
 
 @pytest.fixture
-def beside_words(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def working_folder(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder of a program, with the words that it reads."""
     shutil.copytree(manifest.parent, tmp_path / "words")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_training_probing_and_export_in_a_program(beside_words: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_probing_and_export_in_a_program(working_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(program(0), "program", "exec"), {"__name__": "program"})
     probed, *_, exported = capsys.readouterr().out.splitlines()
-    metrics = json.loads((beside_words / "runs" / "words" / "metrics.json").read_text())
+    metrics = json.loads((working_folder / "runs" / "words" / "metrics.json").read_text())
     assert probed == str(metrics["probes"]["linear"]["test"])
-    assert literal_eval(exported) == load(beside_words / "words.onnx").contract.metrics["test"]
+    assert literal_eval(exported) == load(working_folder / "words.onnx").contract.metrics["test"]
 
 
-def test_an_encoder_of_a_programs_own(beside_words: Path) -> None:
+def test_an_encoder_of_a_programs_own(working_folder: Path) -> None:
     names: dict[str, Any] = {"__name__": "program"}
     exec(compile(program(1), "program", "exec"), names)
     again, trained = names["run"], names["trained"]
     assert weights_sha256(again.encoder) == weights_sha256(trained.encoder) != trained.info.encoder_sha256
-    assert "\nsmall trained" in (beside_words / "runs" / "small" / "README.md").read_text()
-    assert load(beside_words / "small.onnx").contract.encoder["name"] == "small"
+    assert "\nsmall trained" in (working_folder / "runs" / "small" / "README.md").read_text()
+    assert load(working_folder / "small.onnx").contract.encoder["name"] == "small"
     with pytest.raises(
         ConfitError, match=r"does not know the encoder family 'small'; pass an encoder of your own.*encoder="
     ):

@@ -47,7 +47,7 @@ def unit(x: Floats) -> npt.NDArray[np.float64]:
     return np.array([row / math.sqrt(sum(v * v for v in row)) for row in x.astype(np.float64)])
 
 
-def turned(x: Floats, seed: int = 3) -> npt.NDArray[np.float64]:
+def rotated(x: Floats, seed: int = 3) -> npt.NDArray[np.float64]:
     rotation, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((x.shape[1], x.shape[1])))
     return x.astype(np.float64) @ rotation
 
@@ -117,13 +117,13 @@ def test_effective_rank_counts_the_dimensions_in_use() -> None:
 
 def test_a_rotation_changes_contributions_and_nothing_else() -> None:
     x, labels = classes()
-    before, after = m.pointwise(x, labels), m.pointwise(turned(x), labels)
+    before, after = m.pointwise(x, labels), m.pointwise(rotated(x), labels)
     for name, value in before.items():
         if not name.startswith("top"):
             assert after[name] == pytest.approx(value, abs=1e-9), name
     assert after["top1"] != pytest.approx(before["top1"], abs=1e-3)
-    assert m.uniformity(turned(x)) == pytest.approx(m.uniformity(x))
-    assert m.neighbours(turned(x), labels) == m.neighbours(x, labels)
+    assert m.uniformity(rotated(x)) == pytest.approx(m.uniformity(x))
+    assert m.neighbours(rotated(x), labels) == m.neighbours(x, labels)
 
 
 def test_the_rotation_control_takes_a_dominant_axis_away() -> None:

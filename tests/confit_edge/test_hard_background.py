@@ -97,16 +97,16 @@ def test_background_never_outweighs_the_classes(monkeypatch: pytest.MonkeyPatch)
     fitted: list[Floats] = []
     fit = LinearProbe.fit
 
-    def noted(embeddings: Floats, *rest: npt.NDArray, multi_label: bool = False) -> LinearProbe:
+    def recording_fit(embeddings: Floats, *rest: npt.NDArray, multi_label: bool = False) -> LinearProbe:
         fitted.append(embeddings[30:])
         return fit(embeddings, *rest, multi_label=multi_label)
 
-    monkeypatch.setattr(hard.LinearProbe, "fit", noted)
+    monkeypatch.setattr(hard.LinearProbe, "fit", recording_fit)
     learn_hard(probe, fitting, choosing, like_a_class, unknown=2)
     assert 1 <= len(fitted) <= ROUNDS
-    surest = np.sort(np.delete(probe.scores(like_a_class), 2, axis=1).max(axis=1))[::-1]
+    hardest = np.sort(np.delete(probe.scores(like_a_class), 2, axis=1).max(axis=1))[::-1]
     first = np.sort(np.delete(probe.scores(fitted[0]), 2, axis=1).max(axis=1))[::-1]
-    np.testing.assert_allclose(first, surest[:20])
+    np.testing.assert_allclose(first, hardest[:20])
     assert max(map(len, fitted)) == 20
     fitted.clear()
     assert learn_hard(probe, fitting, choosing, fitting[0][20:], unknown=2) is probe
@@ -122,14 +122,14 @@ def test_the_linear_probe_learns_from_all_the_background(run_corpus: Corpus, mon
     )
     corpus = replace(run_corpus, background_train=[radio.astype(np.float32)])
 
-    def firing(probed: Encoder) -> int:
+    def count_fires(probed: Encoder) -> int:
         rows = embed_background(probed, corpus.background_train, CPU, 0)
         scores = dual.dual_probe(probed, corpus, Recipe(probe_views=1), CPU).linear.scores(rows)
         return int((np.delete(scores, corpus.unknown_column or 0, axis=1).max(axis=1) > FIRES).sum())
 
-    learnt = firing(encoder)
+    learnt = count_fires(encoder)
     monkeypatch.setattr(dual, "learn_hard", lambda probe, *of, **how: probe)
-    assert learnt < 0.5 * firing(encoder)
+    assert learnt < 0.5 * count_fires(encoder)
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -153,7 +153,7 @@ def test_in_each_round_the_surest_that_are_new_are_added(multi_label: bool, monk
     last = learn_hard(probe, fitting, choosing, background, unknown=2)
     taken: list[int] = []
     for rows, after in fitted:
-        new = surest(probe, background, taken)
+        new = hardest(probe, background, taken)
         assert new
         taken += new[: 80 - len(taken)]
         assert np.array_equal(rows, background[sorted(taken)])
@@ -162,11 +162,11 @@ def test_in_each_round_the_surest_that_are_new_are_added(multi_label: bool, monk
     assert last.multi_label == multi_label
     assert 2 <= len(fitted) < ROUNDS
     assert len(taken) < 80
-    assert surest(probe, background, taken) == []
+    assert hardest(probe, background, taken) == []
     assert fires(probe, background[:6]).all()
 
 
-def surest(probe: LinearProbe, background: Floats, taken: list[int]) -> list[int]:
+def hardest(probe: LinearProbe, background: Floats, taken: list[int]) -> list[int]:
     """The rows that fire and were not taken before, by their scores."""
     scores = np.delete(probe.scores(background), 2, axis=1).max(axis=1)
     new = [row for row in range(len(background)) if row not in taken and scores[row] > FIRES]

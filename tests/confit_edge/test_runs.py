@@ -400,13 +400,13 @@ def test_killed_while_the_run_is_being_written_it_is_written_again(
 def test_a_plot_that_cannot_be_drawn_costs_no_run(cut: Callable[..., Path], tmp_path: Path) -> None:
     manifest, out, events = cut(words=("yes", "stop"), voices={"train": 2, "val": 1}), tmp_path / "run", []
 
-    def in_the_way(event: dict[str, Any]) -> None:
+    def block_plots(event: dict[str, Any]) -> None:
         events.append(event)
         if event["stage"] == "probe":
             (out / "plots").write_text("where plots would go")
 
     recipe = Recipe(epochs=1, soup=1, probe_views=1, frozen_baseline=False, clips_per_class=2)
-    train(manifest, out, recipe, watch=in_the_way)
+    train(manifest, out, recipe, watch=block_plots)
     read_run(out)
     notes = [event["text"] for event in events if event["stage"] == "note"]
     assert any(note.startswith(f"warning: {out / 'plots' / 'learning.png'} could not be drawn (") for note in notes)

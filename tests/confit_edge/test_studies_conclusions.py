@@ -55,18 +55,20 @@ def test_the_best_is_chosen_on_validation_and_judged_on_test() -> None:
 
 
 def test_an_arm_is_not_the_best_because_its_poor_seeds_diverged() -> None:
-    def made(t: float, validation: dict[int, float]) -> list[Outcome]:
+    def outcomes_of(t: float, validation: dict[int, float]) -> list[Outcome]:
         return [outcome({"t": t}, seed, {"linear": [0.8] * 6}, val_linear=val) for seed, val in validation.items()]
 
-    whole = made(0.1, {0: 0.9, 1: 0.7, 2: 0.8})
-    worse = made(0.2, {0: 0.8, 1: 0.6, 2: 0.7})
-    thinned = Results(whole + worse + made(0.5, {0: 0.89}))
+    whole = outcomes_of(0.1, {0: 0.9, 1: 0.7, 2: 0.8})
+    worse = outcomes_of(0.2, {0: 0.8, 1: 0.6, 2: 0.7})
+    thinned = Results(whole + worse + outcomes_of(0.5, {0: 0.89}))
     assert (
         "Best on validation is t 0.1 (of those with 3 of 3 seeds): 80.0 %" in ranking(thinned, thinned.arms(), "t")[0]
     )
-    two = Results(made(0.1, {0: 0.9, 1: 0.7}) + made(0.2, {0: 0.91, 2: 0.6}) + made(0.5, {1: 0.99}))
+    two = Results(
+        outcomes_of(0.1, {0: 0.9, 1: 0.7}) + outcomes_of(0.2, {0: 0.91, 2: 0.6}) + outcomes_of(0.5, {1: 0.99})
+    )
     assert "Best on validation is t 0.2 (of those with 2 of 3 seeds): 80.0 %" in ranking(two, two.arms(), "t")[0]
-    apart = Results(made(0.1, {0: 0.9}) + made(0.2, {1: 0.8}))
+    apart = Results(outcomes_of(0.1, {0: 0.9}) + outcomes_of(0.2, {1: 0.8}))
     assert apart.best(apart.arms()) == {"t": 0.1}
     assert "is t 0.1: " in ranking(Results(whole + worse), Results(whole + worse).arms(), "t")[0]
 
@@ -105,7 +107,7 @@ def test_a_conclusion_says_for_how_many_comparisons_its_intervals_are_widened() 
 # what each study concludes, of arms that are clearly apart
 
 
-def measured(*arms: tuple[Arm, dict[str, float], dict[str, float]]) -> Results:
+def results_of(*arms: tuple[Arm, dict[str, float], dict[str, float]]) -> Results:
     """Three seeds of twenty groups around the shares of each arm, and its numbers."""
     rng = np.random.default_rng(0)
     return Results(
@@ -129,7 +131,7 @@ def test_of_batch_an_effect_is_that_of_the_last_level_over_the_combinations_that
         ({"batch": size, "window": window, "hardness": 0.0}, {"linear": 0.6 + size / 1000 + window / 10}, {})
         for size, window in ((50, 0.5), (50, 1.0), (100, 1.0), (200, 0.5), (200, 1.0))
     ]
-    results = measured(*((arm, share, {"val_linear": 0.5}) for arm, share, _ in arms))
+    results = results_of(*((arm, share, {"val_linear": 0.5}) for arm, share, _ in arms))
     lines = claims(batch.conclude(results))
     assert "Batch 200, averaged over the rest, is above batch 50" in lines
     assert "Batch 200, averaged over the rest, is above batch 100" in lines
@@ -144,7 +146,7 @@ def test_of_batch_an_effect_is_that_of_the_last_level_over_the_combinations_that
 @pytest.mark.parametrize(("gain", "verdict"), [(0.2, "above"), (0.1, None), (0.02, "below")])
 def test_of_classes_a_gain_is_held_against_that_of_the_fewest(gain: float, verdict: str | None) -> None:
     """With few classes PairTune is 0.1 above vanilla's head and 0.05 below its features, with many `gain` and 0.05 less."""
-    results = measured(
+    results = results_of(
         ({"objective": "pairtune", "classes": 2}, {"linear": 0.7}, {}),
         ({**VANILLA, "classes": 2}, {"head": 0.6, "linear": 0.75}, {}),
         ({"objective": "pairtune", "classes": 50}, {"linear": 0.5}, {}),
@@ -169,7 +171,7 @@ def test_of_classes_a_gain_is_held_against_that_of_the_fewest(gain: float, verdi
     ("ours", "claim"), [(3.0, "PairTune takes fewer epochs than"), (11.0, "PairTune takes more epochs than")]
 )
 def test_of_convergence_fewer_epochs_are_fewer_and_its_curves_are_no_end(ours: float, claim: str) -> None:
-    results = measured(
+    results = results_of(
         ({"objective": "pairtune"}, {"linear": 0.9}, {"epochs_linear": ours}),
         (VANILLA, {"linear": 0.8, "head": 0.8}, {"epochs_linear": 7.0, "epochs_head": ours}),
         ({"objective": "pairtune", "epoch": 1}, {"linear": 0.1}, {"epochs_linear": 99.0}),
@@ -185,7 +187,7 @@ def test_of_mining_each_is_held_against_the_same_loss_without() -> None:
     def arm(loss: str, mining: str) -> Arm:
         return {"objective": "pairtune", "loss": loss, "mining": mining}
 
-    results = measured(
+    results = results_of(
         (arm("supcon", "none"), {"linear": 0.8}, {"val_linear": 0.5}),
         (arm("supcon", "hardness"), {"linear": 0.9}, {"val_linear": 0.6}),
         (arm("supcon", "semi-hard"), {"linear": 0.7}, {"val_linear": 0.5}),
@@ -210,7 +212,7 @@ def test_of_shots_a_tail_is_held_against_even_classes_and_pairtune_against_both_
     def arm(objective: str, clips: str, count: int) -> Arm:
         return {"objective": objective, "clips": clips, "shots": count}
 
-    results = measured(
+    results = results_of(
         (arm("frozen", shots.EVEN, 5), {"linear": 0.87}, {}),
         (arm("finetune", shots.EVEN, 5), {"linear": 0.8, "head": 0.95}, {}),
         (arm("pairtune", shots.EVEN, 5), {"linear": 0.9}, {}),
@@ -235,7 +237,7 @@ def test_of_shots_a_tail_is_held_against_even_classes_and_pairtune_against_both_
 
 
 def test_of_temperature_the_best_on_validation_is_held_against_vanilla() -> None:
-    results = measured(
+    results = results_of(
         ({"objective": "pairtune", "temperature": 0.1}, {"linear": 0.7}, {"val_linear": 0.9}),
         ({"objective": "pairtune", "temperature": 1.0}, {"linear": 0.9}, {"val_linear": 0.8}),
         (VANILLA, {"head": 0.8, "linear": 0.6}, {"val_linear": 1.0}),
@@ -248,7 +250,9 @@ def test_of_temperature_the_best_on_validation_is_held_against_vanilla() -> None
 
 def test_of_a_ranking_each_arm_is_distinguished_as_one_of_many() -> None:
     """Of twenty that are ever so little worse, some differ by themselves and not as one of twenty."""
-    results = measured(*(({"t": at}, {"linear": 0.8 - at / 2000}, {"val_linear": 0.9 - at / 1000}) for at in range(21)))
+    results = results_of(
+        *(({"t": at}, {"linear": 0.8 - at / 2000}, {"val_linear": 0.9 - at / 1000}) for at in range(21))
+    )
     best, *others = results.arms()
     worse = {
         comparisons: [
@@ -270,7 +274,7 @@ def test_of_unseen_classes_prototypes_are_judged_and_of_trained_ones_the_linear_
             for objective, share in zip(("frozen", "finetune", "pairtune"), shares, strict=True)
         ]
 
-    results = measured(
+    results = results_of(
         *made({"classes": "trained", "domain": "phone"}, "linear", 0.6, 0.9, 0.8),
         *made({"classes": "unseen", "domain": "noise", "way": 5, "shots": 1}, "prototype", 0.9, 0.7, 0.8),
     )

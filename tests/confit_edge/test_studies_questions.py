@@ -252,10 +252,10 @@ def test_a_clip_without_a_label_is_not_counted_wrong(tones: Path, recipe: Recipe
     bench = Bench(source_of(tones, recipe))
     whole, encoder = bench.corpus(), bench.encoder(recipe)
 
-    def bare(clips: Clips) -> Clips:
+    def without_one_class(clips: Clips) -> Clips:
         return replace(clips, targets=clips.targets * (np.arange(4) != clips.labels[0]).astype(np.int8))
 
-    corpus = replace(whole, multi_label=True, val=bare(whole.val), test=bare(whole.test))
+    corpus = replace(whole, multi_label=True, val=without_one_class(whole.val), test=without_one_class(whole.test))
     dual = dual_probe(encoder, corpus, recipe, bench.device)
     point = probed(encoder, None, corpus, recipe, bench.device)
     for name in ("linear", "knn"):

@@ -300,20 +300,20 @@ def test_a_resumed_soup_keeps_an_epoch_of_its_current_training(
         made.append(make_objective(*of))
         return made[-1]
 
-    def spoil(event: dict[str, Any]) -> None:
+    def zero_weights(event: dict[str, Any]) -> None:
         if event["stage"] == "step" and event["epoch"] >= 2:
             made[-1].load_state_dict({name: torch.zeros_like(x) for name, x in made[-1].state_dict().items()})
 
     def stop(event: dict[str, Any]) -> None:
-        spoil(event)
+        zero_weights(event)
         if event["stage"] == "epoch" and event["epoch"] == 3:
             raise StoppedError
 
-    undisturbed, expected = trained(speech_embedding, few, recipe, watch=spoil, make=make)
+    undisturbed, expected = trained(speech_embedding, few, recipe, watch=zero_weights, make=make)
     with pytest.raises(StoppedError):
         trained(speech_embedding, few, recipe, watch=stop, make=make, checkpoint_path=tmp_path / "checkpoint")
     resumed, found = trained(
-        speech_embedding, few, recipe, watch=spoil, make=make, checkpoint_path=tmp_path / "checkpoint"
+        speech_embedding, few, recipe, watch=zero_weights, make=make, checkpoint_path=tmp_path / "checkpoint"
     )
     enough = undisturbed.history[0]["val_head"] - standard_error(undisturbed.history[0]["val_head"], len(few.val))
     assert undisturbed.history[3]["val_head"] < enough
@@ -538,7 +538,7 @@ def test_a_wake_word_is_one_class_next_to_the_unknown(
 ) -> None:
     """As from a manifest whose labels are `hey` and `unknown`, with background and without."""
 
-    def two(clips: Clips) -> Clips:
+    def binary(clips: Clips) -> Clips:
         hey = clips.targets[:, few.classes.index("marvin")]
         return replace(clips, targets=np.stack([hey, 1 - hey], axis=1))
 
@@ -547,8 +547,8 @@ def test_a_wake_word_is_one_class_next_to_the_unknown(
         few,
         classes=["hey", "unknown"],
         unknown="unknown",
-        train=two(few.train),
-        val=two(few.val),
+        train=binary(few.train),
+        val=binary(few.val),
         background_train=background,
     )
     fitted, _ = trained(speech_embedding, wake, replace(RECIPE, objective=objective, epochs=1))

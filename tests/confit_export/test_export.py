@@ -354,13 +354,13 @@ def bad_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calibrates on what no sound leaves in a state: ranges a thousand times too wide."""
     real = job.calibration_feeds
 
-    def absurd(*arguments: Any) -> list[dict[str, Floats]]:
+    def wild_feeds(*arguments: Any) -> list[dict[str, Floats]]:
         return [
             {name: value if name == "pcm" else 1000 * value for name, value in feed.items()}
             for feed in real(*arguments)[:4]
         ]
 
-    monkeypatch.setattr(job, "calibration_feeds", absurd)
+    monkeypatch.setattr(job, "calibration_feeds", wild_feeds)
 
 
 @pytest.mark.usefixtures("bad_calibration")

@@ -24,18 +24,18 @@ from confit_runtime.model import load
 
 
 @pytest.fixture(scope="module")
-def exchanged(run: Run, run_corpus: Corpus) -> Encoder:
+def fused_encoder(run: Run, run_corpus: Corpus) -> Encoder:
     """The encoder with its activations exchanged. Not to be changed."""
     return fuse_activations(run.encoder, run_corpus, run)
 
 
 @pytest.fixture(scope="module")
 def fused(
-    run: Run, run_corpus: Corpus, exchanged: Encoder, tmp_path_factory: pytest.TempPathFactory
+    run: Run, run_corpus: Corpus, fused_encoder: Encoder, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Exported]:
     folder = tmp_path_factory.mktemp("fused")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "fuse_activations", lambda *_: copy.deepcopy(exchanged))
+        patch.setattr(export, "fuse_activations", lambda *_: copy.deepcopy(fused_encoder))
         return {
             precision: export_run(
                 run,
@@ -83,10 +83,10 @@ def test_refitting_lowers_the_error_that_a_stand_in_makes_and_no_weights_do_bett
 
 
 def test_a_fused_encoder_embeds_nearly_as_before_and_leaves_the_run_as_it_was(
-    run: Run, run_corpus: Corpus, exchanged: Encoder
+    run: Run, run_corpus: Corpus, fused_encoder: Encoder
 ) -> None:
     before = {name: value.clone() for name, value in run.encoder.state_dict().items()}
-    made = [exchanged, fuse_activations(run.encoder, run_corpus, run)]
+    made = [fused_encoder, fuse_activations(run.encoder, run_corpus, run)]
     for name, value in run.encoder.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
     for one, other in zip(*(encoder.state_dict().values() for encoder in made), strict=True):

@@ -57,7 +57,7 @@ def quantizer() -> Quantizer:
 
 
 @pytest.fixture(scope="module")
-def by_hurt(quantizer: Quantizer, windows: Floats) -> list[str]:
+def by_sensitivity(quantizer: Quantizer, windows: Floats) -> list[str]:
     """The layers, the worst first, each measured alone."""
     whole = embed(quantizer.fp32, windows)
     assert whole.shape == windows.shape  # also of those that fill no batch
@@ -97,32 +97,34 @@ def test_what_passes_whole_is_not_searched(quantizer: Quantizer, windows: Floats
 
 @pytest.mark.parametrize(("needed", "given_up"), [(1, 1), (4, 4), (5, 6), (9, None)])
 def test_layers_are_given_up_from_the_worst_on_until_the_gate_is_passed(
-    quantizer: Quantizer, windows: Floats, tmp_path: Path, by_hurt: list[str], needed: int, given_up: int | None
+    quantizer: Quantizer, windows: Floats, tmp_path: Path, by_sensitivity: list[str], needed: int, given_up: int | None
 ) -> None:
     """In ever larger steps, and no more than half of them: then all are quantised, with the verdict that has."""
-    made = Search(quantizer, windows, tmp_path, {by_hurt[needed - 1]})
+    made = Search(quantizer, windows, tmp_path, {by_sensitivity[needed - 1]})
     counts = [0, 1, 2, 3, 4, 6, 8]
     tried = counts[: counts.index(given_up) + 1] if given_up else counts
-    assert made.tried == [set(by_hurt[count:]) for count in tried]
-    found, kept = made.found, by_hurt[: given_up or 0]
+    assert made.tried == [set(by_sensitivity[count:]) for count in tried]
+    found, kept = made.found, by_sensitivity[: given_up or 0]
     assert found.kept == kept
     assert found.layers == [layer for layer in quantizer.layers if layer not in kept]
     assert quantised(found.graph) == set(found.layers)
     assert (found.verdict.failures == []) == bool(given_up)
     assert found.verdict.cosine == (1.0 if given_up else 0.501)
     assert found.sweep is not None
-    assert list(found.sweep.errors) == by_hurt
+    assert list(found.sweep.errors) == by_sensitivity
     assert len(made.said) == (2 if given_up else 1)
 
 
 def test_what_was_to_stay_in_fp32_stays_and_is_not_given_up_again(
-    quantizer: Quantizer, windows: Floats, tmp_path: Path, by_hurt: list[str]
+    quantizer: Quantizer, windows: Floats, tmp_path: Path, by_sensitivity: list[str]
 ) -> None:
-    own = [by_hurt[0], by_hurt[7]]
-    made = Search(quantizer, windows, tmp_path, {by_hurt[2]}, tuple(layer.removesuffix("MatMul") for layer in own))
-    assert made.tried == [set(by_hurt) - set(own) - set(by_hurt[1 : 1 + count]) for count in (0, 1, 2)]
+    own = [by_sensitivity[0], by_sensitivity[7]]
+    made = Search(
+        quantizer, windows, tmp_path, {by_sensitivity[2]}, tuple(layer.removesuffix("MatMul") for layer in own)
+    )
+    assert made.tried == [set(by_sensitivity) - set(own) - set(by_sensitivity[1 : 1 + count]) for count in (0, 1, 2)]
     assert set(made.found.kept[:2]) == set(own)
-    assert made.found.kept[2:] == by_hurt[1:3]
+    assert made.found.kept[2:] == by_sensitivity[1:3]
 
 
 def test_without_time_to_measure_nothing_is_given_up(quantizer: Quantizer, windows: Floats, tmp_path: Path) -> None:

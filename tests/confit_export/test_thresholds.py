@@ -249,7 +249,7 @@ def clouds(spread: float, seed: int, clips: int = 3, classes: int = 5) -> tuple[
     return unit(middles[labels] + spread * np.random.default_rng(seed).standard_normal((len(labels), 16))), labels
 
 
-def one_of(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
+def one_hot(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
     """Targets `[clips, classes]` of clips with one label each."""
     return np.eye(labels.max() + 1, dtype=np.int8)[labels]
 
@@ -269,7 +269,7 @@ def test_the_prior_is_what_one_stranger_in_a_hundred_reaches(spread: float) -> N
             rest = [row for row, of in zip(cohort, cohort_labels, strict=True) if of not in (name, label)]
             cohort_score = np.mean(sorted(float(clip @ row) for row in rest)[-3:])
             reached.append(score if score > cohort_score else 0.0)
-    found = enrollment_prior(val, one_of(val_labels), cohort, one_of(cohort_labels), seed=0)
+    found = enrollment_prior(val, one_hot(val_labels), cohort, one_hot(cohort_labels), seed=0)
     assert found["trials"] == len(reached) == 60
     assert found["threshold"] == pytest.approx(max(0.2, np.quantile(reached, 0.99)), abs=1e-3)
     assert sum(score > found["threshold"] + 1e-3 for score in reached) <= math.ceil(0.01 * len(reached))
@@ -277,7 +277,7 @@ def test_the_prior_is_what_one_stranger_in_a_hundred_reaches(spread: float) -> N
 
 def test_the_prior_of_classes_far_apart_is_low_and_needs_no_stranger() -> None:
     far = unit(np.repeat(np.eye(4), 3, axis=0))
-    labels = one_of(np.repeat(np.arange(4), 3))
+    labels = one_hot(np.repeat(np.arange(4), 3))
     assert enrollment_prior(far, labels, far, labels, seed=0)["threshold"] == pytest.approx(0.2)
     alone = enrollment_prior(far[:3], labels[:3], far, labels, seed=0)
     assert alone["trials"] == 0
@@ -297,15 +297,15 @@ def test_who_is_nearer_to_a_quiet_room_passes_for_no_sound(kind: Kind) -> None:
     """All sounds lie nearer to the rooms than to one another, and far from what was trained on."""
     middle, others = np.eye(16)[0], np.eye(16)[1:7]
     clips, quiet, far = unit(middle + others), unit(np.tile(middle, (3, 1))), unit(-np.tile(middle, (2, 1)))
-    targets = one_of(np.repeat(np.arange(2), 3))
-    against = gallery_cohort(kind, far, one_of(np.arange(2)), quiet)
+    targets = one_hot(np.repeat(np.arange(2), 3))
+    against = gallery_cohort(kind, far, one_hot(np.arange(2)), quiet)
     threshold = enrollment_prior(clips, targets, *against, seed=0)["threshold"]
     assert (threshold == 0.2) == (kind == "sound")
 
 
 def test_the_unknown_class_is_not_enrolled_but_is_a_stranger() -> None:
     clips = unit(np.random.default_rng(0).standard_normal((9, 16)))
-    targets = one_of(np.repeat(np.arange(3), 3))
+    targets = one_hot(np.repeat(np.arange(3), 3))
     found = enrollment_prior(clips, targets, clips, targets, seed=0, unknown_column=2)
     assert found["trials"] == 2 * 6
     alike = [mutual_similarity(clips[first : first + 3]) for first in (0, 3)]
