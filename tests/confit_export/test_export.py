@@ -114,7 +114,7 @@ def test_a_model_that_two_exports_look_at_at_once_is_each_ones_own(tmp_path: Pat
     tiny_model.build(tmp_path / "tiny.onnx")
     begin = f"""
 import onnx
-from confit_export.model_file import provisional
+from confit_export.model_file import load_provisional
 from tests import tiny_model
 graph, contract = onnx.load({str(tmp_path / "tiny.onnx")!r}), tiny_model.contract()
 del graph.metadata_props[:]

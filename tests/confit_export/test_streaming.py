@@ -171,8 +171,8 @@ def test_a_recurrent_layer_over_two_axes_is_refused() -> None:
 
 
 def test_no_padding_may_be_written_as_valid() -> None:
-    assert StreamingStack([nn.Conv1d(3, 3, 4, padding="valid")]).keeps == [3]
-    assert StreamingStack([nn.Conv2d(3, 3, (1, 3), padding="same")]).keeps == [0]
+    assert StreamingStack([nn.Conv1d(3, 3, 4, padding="valid")]).kept_frames == [3]
+    assert StreamingStack([nn.Conv2d(3, 3, (1, 3), padding="same")]).kept_frames == [0]
 
 
 # stacks with memory, in torch and as ONNX
