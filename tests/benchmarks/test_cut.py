@@ -21,9 +21,9 @@ def test_the_parts_make_the_whole(exports: dict[str, Exported], precision: str) 
     graph = onnx.load(path)
     check_cut(graph, path)
     rest, frames = without_front_end(graph)
-    taken = {entry.name for entry in rest.graph.input}
-    assert frames in taken
-    assert "pcm" not in taken
+    input_names = {entry.name for entry in rest.graph.input}
+    assert frames in input_names
+    assert "pcm" not in input_names
     assert len(rest.graph.node) < len(graph.graph.node)
 
 
@@ -36,14 +36,14 @@ def test_the_network_gives_the_frames_whose_mean_is_the_embedding(exports: dict[
     hops, hop, pool = 30, model.contract.hop, 7
     pcm = np.float32(0.1) * np.random.default_rng(0).standard_normal((1, hops * hop), dtype=np.float32)
     state = model.initial_state(1)
-    taken = {"pcm": pcm}
-    for session, made in zip(sessions, (mel, frames), strict=True):
+    inputs = {"pcm": pcm}
+    for session, output_name in zip(sessions, (mel, frames), strict=True):
         own = {entry.name: state[entry.name] for entry in session.get_inputs() if entry.name in state}
-        taken = {made: session.run([made], {**taken, **own})[0]}
-    pooled = np.stack([taken[frames][0, :, at : at + pool].mean(axis=1) for at in range(hops - pool + 1)])
+        inputs = {output_name: session.run([output_name], {**inputs, **own})[0]}
+    pooled = np.stack([inputs[frames][0, :, at : at + pool].mean(axis=1) for at in range(hops - pool + 1)])
     pooled -= pooled.mean(axis=1, keepdims=True)
-    wanted = model.run(pcm, state)[1][0, pool - 1 :]
-    np.testing.assert_allclose(pooled / np.linalg.norm(pooled, axis=1, keepdims=True), wanted, atol=1e-4)
+    expected = model.run(pcm, state)[1][0, pool - 1 :]
+    np.testing.assert_allclose(pooled / np.linalg.norm(pooled, axis=1, keepdims=True), expected, atol=1e-4)
 
 
 def test_a_model_that_looks_at_its_samples_again_is_refused(exports: dict[str, Exported]) -> None:

@@ -80,15 +80,15 @@ class Loaded:
         It has a pipe for each of stdin, stdout and stderr, or in place of the last the file that is given.
         """
         self.asking = self.asking or self._begin()
-        asked = {
+        spec = {
             "arguments": list(map(str, arguments)), "cwd": str(cwd or Path.cwd()),
             "environment": {**environment, **self.environment},
         }  # fmt: skip
         (stdin, into), (out, stdout), (err, said), (status, told) = (os.pipe() for _ in range(4))
-        socket.send_fds(self.asking, [json.dumps(asked).encode()], [stdin, stdout, stderr or said, told])
+        socket.send_fds(self.asking, [json.dumps(spec).encode()], [stdin, stdout, stderr or said, told])
         for descriptor in (stdin, stdout, said, told):
             os.close(descriptor)
-        return Forked(asked["arguments"], into, out, err, status)
+        return Forked(spec["arguments"], into, out, err, status)
 
     def run(
         self, *arguments: str | Path, stdin: bytes = b"", cwd: Path | None = None,
@@ -125,7 +125,7 @@ TRAINING = Loaded(
 )
 
 
-def serve(asked: socket.socket) -> None:
+def serve(spec: socket.socket) -> None:
     """Fork for each request and tell how what was forked ends; return in that, or leave when nobody asks any more."""
     told: dict[int, int] = {}
 
@@ -137,13 +137,13 @@ def serve(asked: socket.socket) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for pytest
     signal.signal(signal.SIGCHLD, ended)
     while True:
-        request, descriptors, _, _ = socket.recv_fds(asked, 1 << 18, 4)
+        request, descriptors, _, _ = socket.recv_fds(spec, 1 << 18, 4)
         if not request:
             sys.exit()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # until it is known whom to tell
         pid = os.fork()
         if not pid:
-            for descriptor in (asked.detach(), *told.values()):
+            for descriptor in (spec.detach(), *told.values()):
                 os.close(descriptor)
             adopt_streams(json.loads(request), descriptors)
             return
@@ -154,7 +154,7 @@ def serve(asked: socket.socket) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
 
-def adopt_streams(asked: dict[str, Any], descriptors: list[int]) -> None:
+def adopt_streams(spec: dict[str, Any], descriptors: list[int]) -> None:
     """Be as a process that a shell has begun."""
     for target, descriptor in enumerate(descriptors[:3]):
         os.dup2(descriptor, target)
@@ -165,10 +165,10 @@ def adopt_streams(asked: dict[str, Any], descriptors: list[int]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     os.environ.clear()
-    os.environ.update(asked["environment"])
-    os.chdir(asked["cwd"])
+    os.environ.update(spec["environment"])
+    os.chdir(spec["cwd"])
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in sys.path]
-    sys.argv = ["confit-edge", *asked["arguments"]]
+    sys.argv = ["confit-edge", *spec["arguments"]]
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ class Room:
             time.sleep(0.05)
 
     def _ask(self, what: str, *, check: bool = True) -> str:
-        asked = subprocess.run(
+        done = subprocess.run(
             ["pactl", "list", "short", what],
             env=self.environment,
             capture_output=True,
@@ -82,7 +82,7 @@ class Room:
             check=check,
             timeout=30,
         )
-        return asked.stdout
+        return done.stdout
 
 
 @contextmanager

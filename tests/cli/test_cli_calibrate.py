@@ -344,12 +344,12 @@ def test_what_cannot_be_written_is_reported_before_hours_pass(
 
     monkeypatch.delattr(recordings, "stream_rows")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    before, taken = model.read_bytes(), model.parent / "a-file"
-    taken.touch()
+    before, occupied = model.read_bytes(), model.parent / "a-file"
+    occupied.touch()
     for option, value, fault in (
         ("--bake", model, "is the model being calibrated"),
-        ("--bake", taken / "x.onnx", "its folder cannot be written"),
-        ("--plot", taken / "x.png", "its folder cannot be written"),
+        ("--bake", occupied / "x.onnx", "its folder cannot be written"),
+        ("--plot", occupied / "x.png", "its folder cannot be written"),
         ("--plot", "x.png", "needs matplotlib"),
     ):
         monkeypatch.delitem(sys.modules, "confit_edge.geometry.plots", raising=False)
@@ -483,8 +483,8 @@ def test_positives_have_the_columns_of_the_training(confit: Confit, sounds: Path
         code, out, err = confit("calibrate", model, *options, "--label-column", "word", *more)
         assert code == 0, err
         upper.append(json.loads(out)["frr_interval"][1])
-        asked = " ".join(["--label-column", "word", *more])
-        assert f"`confit-edge data split {manifest} -o OUT.csv {asked}` makes the splits" in err
+        column_options = " ".join(["--label-column", "word", *more])
+        assert f"`confit-edge data split {manifest} -o OUT.csv {column_options}` makes the splits" in err
         assert ("treats each clip as independent" in err) == (not more)
     assert upper[0] < upper[1]
     for wrong, named in (("--label-column", "'words'"), ("--group-column", "'words'")):

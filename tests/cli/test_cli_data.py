@@ -80,8 +80,8 @@ def test_split_writes_a_manifest_that_is_read_back(folder: Path) -> None:
     done = run("split", folder / "set", "-o", out, "--seed", "3", "--fractions", "60/20/20", cache=folder / "cache")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{out}: train 4, val 4, test 4\n"
-    made = read_manifest(out)
-    groups = [{clip.group for clip in made.select(split).clips} for split in SPLITS]
+    manifest = read_manifest(out)
+    groups = [{clip.group for clip in manifest.select(split).clips} for split in SPLITS]
     assert sorted(map(len, groups)) == [1, 1, 1]
     assert len(set.union(*groups)) == 3
 
@@ -94,7 +94,7 @@ def test_split_writes_a_manifest_that_is_read_back(folder: Path) -> None:
         "missing": {"train": [], "val": [], "test": []},
         "unusable": {},
     }
-    assert read_manifest(folder / "again.csv").fingerprint() == made.fingerprint()
+    assert read_manifest(folder / "again.csv").fingerprint() == manifest.fingerprint()
 
     (folder / "notes.csv").write_text("precious,column\n1,2\n")
     refused = run("split", out, "-o", folder / "notes.csv", cache=folder / "cache")
@@ -146,9 +146,9 @@ def test_split_leaves_out_what_cannot_be_used(folder: Path) -> None:
     done = run("split", folder / "set", "-o", folder / "m.csv", cache=folder / "cache")
     assert done.returncode == 0, done.stderr
     assert "left out clips that cannot be used: 1 unreadable (`confit-edge data check" in done.stderr
-    made = read_manifest(folder / "m.csv")
-    assert len(made) == 11
-    assert "1.wav" not in {clip.path.name for clip in made.clips if clip.path.parts[-3:-1] == ("yes", "ann")}
+    manifest = read_manifest(folder / "m.csv")
+    assert len(manifest) == 11
+    assert "1.wav" not in {clip.path.name for clip in manifest.clips if clip.path.parts[-3:-1] == ("yes", "ann")}
     for clip in (folder / "set" / "yes").rglob("*.wav"):
         clip.write_text("text")
     lost = run("split", folder / "set", "-o", folder / "lost.csv", cache=folder / "cache")
@@ -370,8 +370,8 @@ def test_cut_joins_the_labels_of_what_overlaps(field: Path) -> None:
     report = json.loads(done.stdout)
     assert (report["type"], report["column"], report["joined"], report["short"]) == ("cut", "labels", 1, 1)
     assert report["by_label"] == {"crow": 1, "owl": 2}
-    made = read_manifest(out / "manifest.csv")
-    assert [(clip.labels, clip.group) for clip in made.clips] == [(("crow", "owl"), "dusk"), (("owl",), "dusk")]
+    manifest = read_manifest(out / "manifest.csv")
+    assert [(clip.labels, clip.group) for clip in manifest.clips] == [(("crow", "owl"), "dusk"), (("owl",), "dusk")]
     as_folder = run("check", out, cache=field / "cache")  # the names of folders would be no labels
     assert as_folder.returncode == 1
     assert as_folder.stderr.endswith(f"; to use its manifest, give {out / 'manifest.csv'}\n")
@@ -423,9 +423,9 @@ def test_cut_leaves_out_a_damaged_recording_and_reports_it(field: Path) -> None:
     done = run("cut", field / "field" / "calls.csv", "-o", field / "clips", cache=field / "cache")
     assert done.returncode == 1
     assert f"left out: {broken}: cannot be read as sound" in done.stderr
-    made = read_manifest(field / "clips" / "manifest.csv")
-    assert {clip.group for clip in made.clips} == {"a/night"}
-    assert len(list((field / "clips").rglob("*.flac"))) == len(made) == 2
+    manifest = read_manifest(field / "clips" / "manifest.csv")
+    assert {clip.group for clip in manifest.clips} == {"a/night"}
+    assert len(list((field / "clips").rglob("*.flac"))) == len(manifest) == 2
     done = run("cut", field / "field" / "calls.csv", "-o", field / "again", "--json", cache=field / "cache")
     failed, report = map(json.loads, done.stdout.splitlines())
     assert (done.returncode, failed["type"], failed["clip"]) == (1, "failed", str(broken))

@@ -51,8 +51,8 @@ def test_voices_are_enrolled_identified_and_verified(clips: Path, tmp_path: Path
     assert "s more are missing, a sentence or two; nothing was written" in done.stderr
     assert not (tmp_path / "gallery.db").exists()
     for name, voice in (("santa", "am_santa"), ("lily", "bf_lily")):
-        given = [str(clips / f"{voice}-{at}.flac") for at in range(3)]
-        (enrolled,) = lines(run(tmp_path, "enroll", "speakers", name, *given, "--json"))
+        own_clips = [str(clips / f"{voice}-{at}.flac") for at in range(3)]
+        (enrolled,) = lines(run(tmp_path, "enroll", "speakers", name, *own_clips, "--json"))
         assert (enrolled["name"], enrolled["negative"]) == (name, False)
         assert enrolled["prints"] >= 3
         assert enrolled["voiced_s"] > 4.0
@@ -63,25 +63,25 @@ def test_voices_are_enrolled_identified_and_verified(clips: Path, tmp_path: Path
     assert (other.returncode, other.stdout) == (2, "")
     assert "some of the sounds for 'somebody' are already enrolled as 'lily'" in other.stderr
 
-    asked = [str(clips / f"{voice}-3.flac") for voice in ("am_santa", "bf_lily", "zf_xiaoyi")]
-    *matches, summary = lines(run(tmp_path, "identify", "speakers", *asked, "--json"))
+    query_clips = [str(clips / f"{voice}-3.flac") for voice in ("am_santa", "bf_lily", "zf_xiaoyi")]
+    *matches, summary = lines(run(tmp_path, "identify", "speakers", *query_clips, "--json"))
     assert [match["name"] for match in matches] == ["santa", "lily", None]
     assert [match["score"] >= match["threshold"] for match in matches[:2]] == [True, True]
     assert (summary["known"], summary["unknown"]) == (2, 1)
 
-    yes = run(tmp_path, "verify", "speakers", "santa", asked[0], "--json")
-    no = run(tmp_path, "verify", "speakers", "santa", asked[1], "--json")
+    yes = run(tmp_path, "verify", "speakers", "santa", query_clips[0], "--json")
+    no = run(tmp_path, "verify", "speakers", "santa", query_clips[1], "--json")
     assert [(done.returncode, lines(done)[0]["verified"]) for done in (yes, no)] == [(0, True), (1, False)]
     assert lines(no)[0]["runner_up"] == "lily"
-    assert run(tmp_path, "verify", "speakers", "nobody", asked[0]).returncode == 2
+    assert run(tmp_path, "verify", "speakers", "nobody", query_clips[0]).returncode == 2
     (tmp_path / "text.wav").write_text("no sound")
     untold = run(tmp_path, "verify", "speakers", "santa", "text.wav")
     assert (untold.returncode, untold.stdout, len(untold.stderr.splitlines())) == (2, "", 1)  # which is no "no"
 
 
 def test_a_voice_is_known_whatever_its_level_offset_and_hum(clips: Path, tmp_path: Path) -> None:
-    given = [str(clips / f"am_santa-{at}.flac") for at in range(3)]
-    assert run(tmp_path, "enroll", "speakers", "santa", *given).returncode == 0
+    own_clips = [str(clips / f"am_santa-{at}.flac") for at in range(3)]
+    assert run(tmp_path, "enroll", "speakers", "santa", *own_clips).returncode == 0
     voice = load_clip(clips / "am_santa-3.flac", RATE)
     voice *= np.float32(10 ** (-30 / 20) / np.sqrt(np.square(voice).mean()))
     hum = 0.014 * np.sin(2 * np.pi * 50 * np.arange(len(voice)) / RATE)
@@ -105,8 +105,8 @@ def test_a_saved_trigger_is_taught_as_a_false_alarm(clips: Path, tmp_path: Path)
 
 
 def test_only_one_speaker_is_listened_to(clips: Path, tmp_path: Path) -> None:
-    given = [str(clips / f"bf_lily-{at}.flac") for at in range(3)]
-    assert run(tmp_path, "enroll", "speakers", "lily", *given).returncode == 0
+    own_clips = [str(clips / f"bf_lily-{at}.flac") for at in range(3)]
+    assert run(tmp_path, "enroll", "speakers", "lily", *own_clips).returncode == 0
     listen = ("listen", "digits", "--source", str(clips / "scene.flac"), "--gallery", "gallery.db")
     voices = ("--speaker-model", "speakers")
     detections = lines(run(tmp_path, *listen, *voices, "--json"))
@@ -127,8 +127,8 @@ def test_only_one_speaker_is_listened_to(clips: Path, tmp_path: Path) -> None:
 
 
 def test_commands_are_taken_only_from_the_family_and_alarms_from_anybody(clips: Path, tmp_path: Path) -> None:
-    given = [str(clips / f"bf_lily-{at}.flac") for at in range(3)]
-    assert run(tmp_path, "enroll", "speakers", "lily", *given).returncode == 0
+    own_clips = [str(clips / f"bf_lily-{at}.flac") for at in range(3)]
+    assert run(tmp_path, "enroll", "speakers", "lily", *own_clips).returncode == 0
     spoken, rate = soundfile.read(clips / "scene.flac", dtype="float32")
     soundfile.write(tmp_path / "house.flac", np.concatenate([spoken, tone(500, 0.5, rate)]), rate)
     tiny_model.build(tmp_path / "alarms.onnx", name="ala\N{LATIN SMALL LETTER R WITH CARON}m")
@@ -156,8 +156,8 @@ def test_commands_are_taken_only_from_the_family_and_alarms_from_anybody(clips: 
 
 def test_the_speaker_is_reported_without_a_keyword(clips: Path, tmp_path: Path) -> None:
     """As the docs show it, alone and beside another model; who is not enrolled is nobody."""
-    given = [str(clips / f"bf_lily-{at}.flac") for at in range(3)]
-    assert run(tmp_path, "enroll", "speakers", "lily", *given, "--gallery", "family.db").returncode == 0
+    own_clips = [str(clips / f"bf_lily-{at}.flac") for at in range(3)]
+    assert run(tmp_path, "enroll", "speakers", "lily", *own_clips, "--gallery", "family.db").returncode == 0
     pause = np.zeros(RATE, np.float32)
     spoken = [load_clip(clips / f"{voice}-3.flac", RATE) for voice in ("am_santa", "bf_lily", "zf_xiaoyi")]
     soundfile.write(tmp_path / "family.flac", np.concatenate([pause, spoken[0], pause, *spoken[1:]]), RATE)
@@ -172,12 +172,12 @@ def test_the_speaker_is_reported_without_a_keyword(clips: Path, tmp_path: Path) 
 
 
 def test_galleries_are_exported_imported_and_rebuilt_for_another_model(clips: Path, tmp_path: Path) -> None:
-    given = [str(clips / f"bf_lily-{at}.flac") for at in range(3)]
-    run(tmp_path, "enroll", "speakers", "lily", *given, "--keep-audio")
+    own_clips = [str(clips / f"bf_lily-{at}.flac") for at in range(3)]
+    run(tmp_path, "enroll", "speakers", "lily", *own_clips, "--keep-audio")
     assert run(tmp_path, "gallery", "export", "lily", "-o", "lily.db").returncode == 0
     imported = lines(run(tmp_path, "gallery", "import", "lily.db", "--gallery", "new.db", "--json"))
     assert imported[0]["name"] == "lily"
-    refused = run(tmp_path, "identify", "digits", given[0], "--gallery", "new.db")
+    refused = run(tmp_path, "identify", "digits", own_clips[0], "--gallery", "new.db")
     assert refused.returncode == 1
     assert refused.stderr.endswith(": use that model, or another --gallery\n")
     again = ("gallery", "re-enroll", "digits", "--gallery", "new.db")
@@ -185,7 +185,7 @@ def test_galleries_are_exported_imported_and_rebuilt_for_another_model(clips: Pa
     assert refused.returncode == 2
     assert "holds voices, but digits is for sounds" in refused.stderr
     assert run(tmp_path, *again, "--kind", "speaker").returncode == 0
-    answer = run(tmp_path, "identify", "digits", given[0], "--gallery", "new.db", "--json")
+    answer = run(tmp_path, "identify", "digits", own_clips[0], "--gallery", "new.db", "--json")
     match = lines(answer)[0]
     assert match["score"] > 0.8
 
@@ -203,18 +203,18 @@ def word(label: str, voice: str) -> Path:
 
 
 def test_the_reason_for_unknown_is_reported(words: Path, confit: Confit) -> None:
-    asked, house = "again.flac", ("--gallery", "words.db")
+    query_path, house = "again.flac", ("--gallery", "words.db")
     pcm = load_clip(word("bed", "am_santa"), RATE)  # what marvin was enrolled from, with a little hiss
-    soundfile.write(asked, pcm + 1e-4 * np.random.default_rng(0).standard_normal(len(pcm)), RATE)
+    soundfile.write(query_path, pcm + 1e-4 * np.random.default_rng(0).standard_normal(len(pcm)), RATE)
     _, out, _ = confit("identify", "digits", word("house", "zm_yunyang"), *house)
     assert "unknown  (nearest marvin " in out
     assert ", needs " in out or ", but strangers" in out
-    assert confit("enroll", "digits", "marvin", asked, "--negative", *house)[0] == 0
-    _, out, _ = confit("identify", "digits", asked, *house)
-    assert out == f"{asked}  unknown  (nearest marvin 1.00, but a negative print of marvin is nearer)\n"
-    status, out, _ = confit("verify", "digits", "marvin", asked, *house)
-    assert (status, out) == (1, f"{asked}  is not marvin  1.00  (but a negative print of marvin is nearer)\n")
-    _, out, _ = confit("identify", "digits", asked, *house, "--json")
+    assert confit("enroll", "digits", "marvin", query_path, "--negative", *house)[0] == 0
+    _, out, _ = confit("identify", "digits", query_path, *house)
+    assert out == f"{query_path}  unknown  (nearest marvin 1.00, but a negative print of marvin is nearer)\n"
+    status, out, _ = confit("verify", "digits", "marvin", query_path, *house)
+    assert (status, out) == (1, f"{query_path}  is not marvin  1.00  (but a negative print of marvin is nearer)\n")
+    _, out, _ = confit("identify", "digits", query_path, *house, "--json")
     match = json.loads(out.splitlines()[0])
     assert (match["name"], match["reason"], match["nearest"]) == (None, "negative", "marvin")
 
@@ -225,8 +225,8 @@ def test_what_is_no_voice_is_reported(clips: Path, words: Path, confit: Confit) 
     _, _, err = confit("enroll", "speakers", "hum", "hum.flac")
     assert "warning: hum.flac: to speakers it is partly more like a hum or a knock than like any voice" in err
     for voice in ("am_santa", "bf_lily", "zf_xiaoyi"):
-        given = [clips / f"{voice}-{at}.flac" for at in range(4)]
-        assert "than like any voice" not in confit("enroll", "speakers", voice, *given)[2]
+        own_clips = [clips / f"{voice}-{at}.flac" for at in range(4)]
+        assert "than like any voice" not in confit("enroll", "speakers", voice, *own_clips)[2]
 
 
 def test_what_weakens_a_name_is_reported_at_enrollment(clips: Path, words: Path, confit: Confit) -> None:
@@ -262,8 +262,8 @@ def test_a_sound_that_a_word_model_confuses_with_a_beep_is_reported(words: Path,
     status, _, err = confit("enroll", "digits", "bell", "bell.flac", "--gallery", "house.db")
     assert status == 0
     assert "warning: bell.flac: to digits it is much like any beep, hum or knock (similarity 0.9" in err
-    given = [word(what, "bf_lily") for what in ("bed", "house", "marvin")]
-    assert "like any beep" not in confit("enroll", "digits", "words", *given, "--gallery", "words2.db")[2]
+    own_clips = [word(what, "bf_lily") for what in ("bed", "house", "marvin")]
+    assert "like any beep" not in confit("enroll", "digits", "words", *own_clips, "--gallery", "words2.db")[2]
 
 
 def test_a_clip_of_many_sounds_is_reported(words: Path, confit: Confit) -> None:
@@ -288,8 +288,8 @@ def test_negatives_that_silence_the_name_itself_are_reported(words: Path, confit
 
 
 def test_accents_of_names_are_the_same_however_they_are_spelt(clips: Path, words: Path, confit: Confit) -> None:
-    given = [clips / f"bf_lily-{at}.flac" for at in range(3)]
-    assert confit("enroll", "speakers", "Zo\u00eb", *given)[0] == 0
+    own_clips = [clips / f"bf_lily-{at}.flac" for at in range(3)]
+    assert confit("enroll", "speakers", "Zo\u00eb", *own_clips)[0] == 0
     listen = (
         "listen",
         "digits",
@@ -316,10 +316,10 @@ def test_the_same_clip_counts_once(clips: Path, words: Path, confit: Confit) -> 
     status, _, err = confit("enroll", "speakers", "santa", *[short] * 6)
     assert status == 1
     assert "these clips hold" in err
-    given = [clips / f"am_santa-{at}.flac" for at in range(3)]
-    _, out, _ = confit("enroll", "speakers", "santa", *given, "--json")
+    own_clips = [clips / f"am_santa-{at}.flac" for at in range(3)]
+    _, out, _ = confit("enroll", "speakers", "santa", *own_clips, "--json")
     _, listed, _ = confit("gallery", "list")
-    _, again, err = confit("enroll", "speakers", "santa", *given, "--json")
+    _, again, err = confit("enroll", "speakers", "santa", *own_clips, "--json")
     prints = json.loads(out)["prints"]
     assert (json.loads(again)["prints"], json.loads(again)["left_out"], json.loads(again)["voiced_s"]) == (
         0,
@@ -327,8 +327,8 @@ def test_the_same_clip_counts_once(clips: Path, words: Path, confit: Confit) -> 
         0.0,
     )
     assert f"{prints} prints left out: already enrolled as santa" in err
-    status, _, err = confit("enroll", "speakers", "santa", *given[:2], "--negative")
-    assert (status, f"a sound of {given[0]}, {given[1]} is already enrolled as 'santa'" in err) == (2, True)
+    status, _, err = confit("enroll", "speakers", "santa", *own_clips[:2], "--negative")
+    assert (status, f"a sound of {own_clips[0]}, {own_clips[1]} is already enrolled as 'santa'" in err) == (2, True)
     assert confit("gallery", "list")[1] == listed
 
 
@@ -344,8 +344,8 @@ def test_all_clips_that_cannot_be_used_are_named(clips: Path, words: Path, confi
 
 def test_what_an_enrollment_cannot_be_is_reported_in_one_line(clips: Path, words: Path, confit: Confit) -> None:
     clip, house = word("bed", "am_santa"), ("--gallery", "words.db")
-    given = [clips / f"bf_lily-{at}.flac" for at in range(3)]
-    assert confit("enroll", "speakers", "lily", *given, "--keep-audio", "--gallery", "voices.db")[0] == 0
+    own_clips = [clips / f"bf_lily-{at}.flac" for at in range(3)]
+    assert confit("enroll", "speakers", "lily", *own_clips, "--keep-audio", "--gallery", "voices.db")[0] == 0
     (words / "taken").write_text("a file")
     listen = ("listen", "digits", "--source", clips / "scene.flac")
     for arguments, status, message in (
@@ -397,8 +397,8 @@ def test_thresholds_in_any_order_and_of_enrolled_names(clips: Path, words: Path,
         return [one["label"] for one in found if one["type"] == "detection"]
 
     for options in (("1", "one=0.3"), ("one=0.3", "1")):
-        given = [part for option in options for part in ("--threshold", option)]
-        assert labels_heard(clips / "scene.flac", *given) == ["one"]
+        thresholds = [part for option in options for part in ("--threshold", option)]
+        assert labels_heard(clips / "scene.flac", *thresholds) == ["one"]
     house = ("--gallery", "words.db", "--threshold", "1")
     assert labels_heard("bed.wav", *house, "--threshold", "marvin=0.3") == ["marvin"]
     assert labels_heard("bed.wav", *house, "--threshold", "marvin=1") == []

@@ -69,17 +69,17 @@ data fetch --list
 def test_verbs_print_what_the_page_says(home: Path, confit: Confit) -> None:
     """Every type of these verbs and every key: none of the page is made up, and none is missing there."""
     seen: dict[tuple[str, str], set[str]] = {}
-    for asked in RUNS.strip().splitlines():
-        words = asked.split()
+    for command_line in RUNS.strip().splitlines():
+        words = command_line.split()
         verb = " ".join(words[: 2 if words[0] in ("data", "gallery") else 1])
         _, out, err = confit(*words, "--json")
         lines = [json.loads(line) for line in out.splitlines()]
-        assert lines, (asked, err)
+        assert lines, (command_line, err)
         for line in lines:
             seen.setdefault((verb, line["type"]), set()).update(line.keys() - {"type"})
         last = [line["type"] for line in lines][-1]
-        assert "summary" not in [line["type"] for line in lines[:-1]], asked
-        assert last == "summary" or {line["type"] for line in lines[:-1]} <= {"failed"}, asked
+        assert "summary" not in [line["type"] for line in lines[:-1]], command_line
+        assert last == "summary" or {line["type"] for line in lines[:-1]} <= {"failed"}, command_line
     # of live sound, of damaged recordings, and of what is fetched other tests hold it
     covered_elsewhere = {
         ("listen", "gap"),

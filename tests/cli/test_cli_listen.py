@@ -58,8 +58,8 @@ def test_listen_prints_a_line_for_each_detection(home: Path) -> None:
 
 
 def test_listen_reports_the_end_of_a_sound_when_asked(home: Path) -> None:
-    asked = ["listen", "tiny.onnx", "--source", "scene.flac", "--gallery", "house.db", "--ends"]
-    *events, summary = lines(run(home, *asked, "--json"))
+    arguments = ["listen", "tiny.onnx", "--source", "scene.flac", "--gallery", "house.db", "--ends"]
+    *events, summary = lines(run(home, *arguments, "--json"))
     labels = ["low", "bell", "mid"]
     assert [(one["type"], one["label"]) for one in events] == [
         (kind, label) for label in labels for kind in ("detection", "ended")
@@ -80,17 +80,17 @@ def test_listen_reports_the_end_of_a_sound_when_asked(home: Path) -> None:
         assert (finished["start_s"], finished["start_sample"]) == (started["start_s"], started["start_sample"])
         assert abs(finished["end_s"] - end) < 0.1
     assert summary["by_model"]["tiny"]["detections"] == dict.fromkeys(labels, 1)
-    done = run(home, *asked)
+    done = run(home, *arguments)
     assert [line.split()[2:5] for line in done.stdout.splitlines()[1::2]] == [[one, "ended", "at"] for one in labels]
 
 
 def test_listen_takes_beeps_for_one_sound_when_asked(home: Path, tmp_path: Path) -> None:
     beep = tone(500, 0.5)
     soundfile.write(tmp_path / "alarm.wav", np.concatenate([beep, silence(1.5)] * 4 + [silence(4.0), beep]), 16_000)
-    asked = ["listen", "tiny.onnx", "--source", tmp_path / "alarm.wav", "--ends", "--json"]
+    arguments = ["listen", "tiny.onnx", "--source", tmp_path / "alarm.wav", "--ends", "--json"]
 
     def places(*more: str) -> list[tuple[str, float]]:
-        *events, _ = lines(run(home, *asked, *more))
+        *events, _ = lines(run(home, *arguments, *more))
         return [
             (one["type"], round(2 * one["start_s" if one["type"] == "detection" else "end_s"]) / 2) for one in events
         ]
@@ -101,7 +101,7 @@ def test_listen_takes_beeps_for_one_sound_when_asked(home: Path, tmp_path: Path)
             found = places(*hold.split(), *more)
             assert found == [("detection", 0), ("ended", 6.5), ("detection", 12), ("ended", 12.5)], (hold, more)
     for wrong, message in (("low=x", "expected LABEL=SECONDS"), ("-1", "may pause"), ("lov=3", "is not a label")):
-        done = run(home, *asked, f"--hold={wrong}")
+        done = run(home, *arguments, f"--hold={wrong}")
         assert (done.returncode, message in done.stderr) == (2, True), done.stderr
 
 

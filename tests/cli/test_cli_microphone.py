@@ -101,8 +101,8 @@ def test_listen_to_a_microphone_that_drops_and_is_unplugged(
 ) -> None:
     """It is waited for, and meanwhile the clock runs on to the end of --seconds."""
     started_at = datetime.now(UTC)
-    asked = ("listen", "tiny.onnx", "--source", "mic:usb mic", "--seconds", "3.5", "--json")
-    done = run(home, *asked, env=fake_portaudio("unplugged"))
+    arguments = ("listen", "tiny.onnx", "--source", "mic:usb mic", "--seconds", "3.5", "--json")
+    done = run(home, *arguments, env=fake_portaudio("unplugged"))
     assert done.returncode == 0
     *events, summary = lines(done)
     assert [one["type"] for one in events] == ["gap", "detection", "detection", "notice", "gap"]
@@ -117,9 +117,9 @@ def test_listen_to_a_microphone_that_drops_and_is_unplugged(
     assert (events[3]["state"], events[4]["reason"]) == ("away", "the microphone was away")
     assert (summary["source"], summary["dropped_samples"]) == ("mic:usb mic", 4410 + events[4]["samples"])
     assert summary["seconds"] >= 3.5
-    lost, gone, _ = done.stderr.splitlines()
+    lost, unplugged, _ = done.stderr.splitlines()
     assert lost == "lost 0.10 s of sound: this machine could not keep up"
-    assert gone == "USB Mic: Audio (hw:1,0) went away (unplugged?); waiting for it to come back"
+    assert unplugged == "USB Mic: Audio (hw:1,0) went away (unplugged?); waiting for it to come back"
 
 
 def test_a_terminal_shows_the_microphone_live(home: Path, fake_portaudio: Callable[[str], dict[str, str]]) -> None:

@@ -182,8 +182,8 @@ def test_train_reports_its_progress_and_its_run_exports(small: Path, tmp_path: P
     for same in (["--recipe", recipe, "--epochs", "1"], ["--epochs", "1"], []):
         code, out, err = confit("train", small, "-o", tmp_path / "run", *same, "--resume")
         assert (code, "was finished before" in err) == (0, True)
-    for given in (["--recipe", recipe], []):  # what is not given is as it was begun, and does not differ
-        code, out, err = confit("train", small, "-o", tmp_path / "run", *given, "--epochs", "5", "--resume")
+    for recipe_options in (["--recipe", recipe], []):  # what is not given is as it was begun, and does not differ
+        code, out, err = confit("train", small, "-o", tmp_path / "run", *recipe_options, "--epochs", "5", "--resume")
         assert (code, "these differ: epochs (1, now 5)\n" in err) == (2, True)
 
 

@@ -149,13 +149,13 @@ def test_clips_are_slowed_and_sped_up_to_the_limit() -> None:
 
 def test_varied_background_holds_the_recordings_and_more() -> None:
     recordings = [sound(32_000, 0, 0.02), sound(20_000, 1, 0.04)]
-    made = varied(recordings, speeds=(0.8, 1.25), rate=RATE, rng=rng())
+    varied_recordings = varied(recordings, speeds=(0.8, 1.25), rate=RATE, rng=rng())
     again = varied(recordings, speeds=(0.8, 1.25), rate=RATE, rng=rng())
-    assert len(made) == 2 + 2 * 2 + 2
-    assert all(np.array_equal(one, other) for one, other in zip(made, again, strict=True))
-    assert made[0] is recordings[0]
-    assert [len(part) for part in made[2:6]] == [40_000, 25_000, 25_600, 16_000]
-    for part in made:
+    assert len(varied_recordings) == 2 + 2 * 2 + 2
+    assert all(np.array_equal(one, other) for one, other in zip(varied_recordings, again, strict=True))
+    assert varied_recordings[0] is recordings[0]
+    assert [len(part) for part in varied_recordings[2:6]] == [40_000, 25_000, 25_600, 16_000]
+    for part in varied_recordings:
         assert part.dtype == np.float32
         assert np.isfinite(part).all()
         assert 0.005 < rms(part) < 0.1
@@ -164,15 +164,15 @@ def test_varied_background_holds_the_recordings_and_more() -> None:
 
 
 def test_chords_have_level_one_and_peaks() -> None:
-    made = [chords(20_000, rng(seed)) for seed in range(20)]
+    examples = [chords(20_000, rng(seed)) for seed in range(20)]
     flatness = []
-    for part in made:
+    for part in examples:
         assert part.dtype == np.float32
         assert rms(part) == pytest.approx(1.0, abs=1e-3)
         power = np.abs(np.fft.rfft(part)) ** 2 + 1e-9
         flatness.append(np.exp(np.log(power).mean()) / power.mean())
     assert np.median(flatness) < 0.05  # of white noise: about 0.56
-    assert not np.array_equal(made[0], made[1])
+    assert not np.array_equal(examples[0], examples[1])
 
 
 def test_only_the_requested_share_of_clips_gets_noise() -> None:

@@ -171,17 +171,17 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path, there: bool) -> None:
     if there:  # such as a disk of its own, which is neither removed nor replaced
         out.mkdir(parents=True)
         same = out.stat().st_ino
-    with suppress(KeyboardInterrupt), atomic_folder(out, "-o") as made:
-        (made / "1.flac").write_text("")
+    with suppress(KeyboardInterrupt), atomic_folder(out, "-o") as partial:
+        (partial / "1.flac").write_text("")
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.rglob("*")] == (["new", "clips"] if there else ["new"])
     left = (out if there else out.parent) / ".clips.0123abcd.partial"  # as kill -9 does
     (left / "wrong").mkdir(parents=True)
-    with atomic_folder(out, "-o") as made:
-        (made / "owl").mkdir()
-        (made / "owl" / "1.flac").write_text("")
-        (made / "manifest.csv").write_text("")
-        assert made.name.startswith(".")
+    with atomic_folder(out, "-o") as partial:
+        (partial / "owl").mkdir()
+        (partial / "owl" / "1.flac").write_text("")
+        (partial / "manifest.csv").write_text("")
+        assert partial.name.startswith(".")
         assert not (out / "manifest.csv").exists()
     assert sorted(path.name for path in out.parent.rglob("*")) == ["1.flac", "clips", "manifest.csv", "owl"]
     assert not there or out.stat().st_ino == same

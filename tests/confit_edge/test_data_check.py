@@ -212,16 +212,16 @@ def test_misspelt_classes_are_those_found_pair_by_pair(clips: dict[str, int]) ->
 
 
 def test_names_of_classes_are_not_held_against_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, plain = 0, names._plain
+    count, plain = 0, names._plain
 
     def counted(label: str) -> str:
-        nonlocal asked
-        asked += 1
+        nonlocal count
+        count += 1
         return plain(label)
 
     monkeypatch.setattr(names, "_plain", counted)
     assert not misspelt_warnings({f"class{number:05d}": 1 + number % 40 for number in range(2000)})
-    assert 2000 <= asked <= 3 * 2000  # of 1,999,000 pairs
+    assert 2000 <= count <= 3 * 2000  # of 1,999,000 pairs
 
 
 @pytest.mark.parametrize(
@@ -297,8 +297,8 @@ def test_one_sound_in_two_of_the_splits_that_train_makes(folder: Path) -> None:
     for group in range(11):
         text = f"path,label,group\n{''.join(rows)}0-copy.wav,x,g{group}\n"
         report = report_of(folder, text)
-        made = with_splits(read_manifest(folder / "m.csv"), seed=0)
-        splits = {clip.split for clip in made.clips if clip.path.name.startswith("0")}
+        split_manifest = with_splits(read_manifest(folder / "m.csv"), seed=0)
+        splits = {clip.split for clip in split_manifest.clips if clip.path.name.startswith("0")}
         assert report.leaks == (len(splits) > 1)
         assert report.leaks == warns(report, "leak: the same sound ends up in several splits", "`group`")
         leaks.add(report.leaks)

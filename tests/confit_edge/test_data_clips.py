@@ -318,19 +318,19 @@ def test_a_place_is_given_once_even_where_another_asks_in_between(tmp_path: Path
     assert one._connection is not None
     assert other._connection is not None
     other._connection.execute("PRAGMA busy_timeout = 0")
-    asked = 0
+    count = 0
 
     def query_between(statement: str) -> None:
-        nonlocal asked
+        nonlocal count
         if statement.startswith("UPDATE shards"):  # the place was looked up, and is about to be taken
-            asked += 1
+            count += 1
             with contextlib.suppress(sqlite3.OperationalError):  # it is locked, as it should be
                 kept["c"] = other.put("c", arrays["c"])
 
     one._connection.set_trace_callback(query_between)
     kept["d"] = one.put("d", arrays["d"])
     one._connection.set_trace_callback(None)
-    assert asked == 1
+    assert count == 1
     for key, array in kept.items():
         np.testing.assert_array_equal(array, arrays[key])
 

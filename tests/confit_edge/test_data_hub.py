@@ -185,9 +185,9 @@ def test_a_folder_with_metadata_stays_where_it_is(tmp_path: Path, kind: str) -> 
 
 def test_listed_files_that_do_not_exist_are_reported(tmp_path: Path) -> None:
     rows = audio_folder(tmp_path / "set")
-    gone = [[f"train/gone{number}.wav", "yes", f"gone{number}"] for number in range(3)]
+    missing = [[f"train/gone{number}.wav", "yes", f"gone{number}"] for number in range(3)]
     with (tmp_path / "set" / "metadata.csv").open("w") as file:
-        csv.writer(file).writerows([["file_name", "label", "group"], *rows, *gone])
+        csv.writer(file).writerows([["file_name", "label", "group"], *rows, *missing])
     fetched = fetch_hub(str(tmp_path / "set"), tmp_path / "m.csv")
     assert len(fetched.manifest) == 8
     first = tmp_path / "set" / "train" / "gone0.wav"

@@ -37,28 +37,28 @@ def by_group(manifest: Manifest) -> dict[str, set[str | None]]:
     return found
 
 
-def assert_sound(made: Manifest, source: Manifest) -> None:
-    assert [replace(clip, split=None) for clip in made.clips] == [replace(clip, split=None) for clip in source.clips]
-    assert all(len(splits) == 1 and splits <= set(SPLITS) for splits in by_group(made).values())
+def assert_sound(result: Manifest, source: Manifest) -> None:
+    assert [replace(clip, split=None) for clip in result.clips] == [replace(clip, split=None) for clip in source.clips]
+    assert all(len(splits) == 1 and splits <= set(SPLITS) for splits in by_group(result).values())
     for split in ("train", "val"):
-        assert {label for clip in made.clips if clip.split == split for label in clip.labels} == set(source.classes)
+        assert {label for clip in result.clips if clip.split == split for label in clip.labels} == set(source.classes)
 
 
 def test_three_clips_a_class_are_one_each() -> None:
     source = manifest_of([(label, f"{label}{i}") for label in "abcde" for i in range(3)])
     for seed in range(5):
-        made = with_splits(source, seed=seed)
-        assert_sound(made, source)
-        assert Counter((clip.label, clip.split) for clip in made.clips) == {
+        result = with_splits(source, seed=seed)
+        assert_sound(result, source)
+        assert Counter((clip.label, clip.split) for clip in result.clips) == {
             (label, split): 1 for label in "abcde" for split in SPLITS
         }
 
 
 def test_two_groups_a_class_leave_test_without_it() -> None:
     source = manifest_of([("a", "1"), ("a", "2"), *(("b", f"b{i}") for i in range(10))])
-    made = with_splits(source, seed=0)
-    assert_sound(made, source)
-    assert missing_classes(made) == {"train": [], "val": [], "test": ["a"]}
+    result = with_splits(source, seed=0)
+    assert_sound(result, source)
+    assert missing_classes(result) == {"train": [], "val": [], "test": ["a"]}
 
 
 @pytest.mark.parametrize("rows", [[("lone", "1")], [("lone", "1"), ("lone", "1")]])
@@ -93,9 +93,9 @@ def test_few_groups_are_dealt_as_well_as_they_can_be() -> None:
     rows = [(rng.choice("abc"), f"g{group}") for group in range(8) for _ in range(rng.randrange(1, 12))]
     source = manifest_of(rows)
 
-    def cost(made: Manifest) -> float:
-        found = Counter((label, clip.split) for clip in made.clips for label in (clip.label, ""))
-        whole = Counter(label for clip in made.clips for label in (clip.label, ""))
+    def cost(result: Manifest) -> float:
+        found = Counter((label, clip.split) for clip in result.clips for label in (clip.label, ""))
+        whole = Counter(label for clip in result.clips for label in (clip.label, ""))
         shares = zip(SPLITS, DEFAULT, strict=True)
         return sum((found[label, split] - share * n) ** 2 / n for split, share in shares for label, n in whole.items())
 
@@ -103,17 +103,21 @@ def test_few_groups_are_dealt_as_well_as_they_can_be() -> None:
     best = math.inf
     for deal in itertools.product(SPLITS, repeat=len(groups)):
         split_of = dict(zip(groups, deal, strict=True))
-        made = replace(source, clips=tuple(replace(clip, split=split_of[clip.group]) for clip in source.clips))
-        if not any(missing_classes(made).values()):
-            best = min(best, cost(made))
+        result = replace(source, clips=tuple(replace(clip, split=split_of[clip.group]) for clip in source.clips))
+        if not any(missing_classes(result).values()):
+            best = min(best, cost(result))
     assert cost(with_splits(source, seed=0)) == pytest.approx(best)
 
 
 def test_own_groups_are_shared_out_exactly() -> None:
     source = manifest_of([(label, f"{label}{i}") for label in ("x", "y") for i in range(100)])
-    made = with_splits(source, seed=3)
+    result = with_splits(source, seed=3)
     for label in ("x", "y"):
-        assert Counter(clip.split for clip in made.clips if clip.label == label) == {"train": 70, "val": 15, "test": 15}
+        assert Counter(clip.split for clip in result.clips if clip.label == label) == {
+            "train": 70,
+            "val": 15,
+            "test": 15,
+        }
     halves = with_splits(source, seed=3, fractions=(0.5, 0.5, 0.0))
     assert_sound(halves, source)
     assert Counter(clip.split for clip in halves.clips) == {"train": 100, "val": 100}
@@ -121,11 +125,11 @@ def test_own_groups_are_shared_out_exactly() -> None:
 
 def test_voices_of_the_demo_words() -> None:
     source = read_manifest(WORDS, label_column="group", split_by="label")
-    made = with_splits(source, seed=0)
-    assert_sound(made, source)
-    words = {split: {clip.group for clip in made.select(split).clips} for split in SPLITS}
+    result = with_splits(source, seed=0)
+    assert_sound(result, source)
+    words = {split: {clip.group for clip in result.select(split).clips} for split in SPLITS}
     assert {split: len(found) for split, found in words.items()} == {"train": 21, "val": 5, "test": 4}
-    assert missing_classes(made) == {"train": [], "val": [], "test": []}
+    assert missing_classes(result) == {"train": [], "val": [], "test": []}
 
 
 def test_the_demo_manifest_keeps_its_own_splits() -> None:
@@ -137,12 +141,12 @@ def test_the_seed_decides_and_the_order_of_rows_does_not() -> None:
     rng = random.Random(0)
     rows = [(rng.choice("abc"), f"speaker{rng.randrange(30)}") for _ in range(300)]
     source = manifest_of(rows)
-    made = with_splits(source, seed=7)
+    result = with_splits(source, seed=7)
     shuffled = replace(source, clips=tuple(rng.sample(source.clips, len(source))))
     again = with_splits(shuffled, seed=7)
-    assert {clip.path: clip.split for clip in again.clips} == {clip.path: clip.split for clip in made.clips}
+    assert {clip.path: clip.split for clip in again.clips} == {clip.path: clip.split for clip in result.clips}
     assert len({with_splits(source, seed=seed) for seed in range(5)}) > 1
-    sizes = Counter(clip.split for clip in made.clips)
+    sizes = Counter(clip.split for clip in result.clips)
     for split, fraction in zip(SPLITS, DEFAULT, strict=True):
         assert abs(sizes[split] / 300 - fraction) < 0.05
 
@@ -152,12 +156,12 @@ def test_multi_label_clips_and_clips_of_nothing() -> None:
     rows = [("|".join(rng.sample("abcd", rng.randrange(0, 3))), f"g{i // 2}") for i in range(100)]
     source = manifest_of(rows)
     assert any(not clip.labels for clip in source.clips)
-    made = with_splits(source, seed=0)
-    assert_sound(made, source)
-    assert missing_classes(made)["test"] == []
+    result = with_splits(source, seed=0)
+    assert_sound(result, source)
+    assert missing_classes(result)["test"] == []
 
 
-def has_valid_split(source: Manifest, wanted: tuple[str, ...]) -> bool:
+def has_valid_split(source: Manifest, splits: tuple[str, ...]) -> bool:
     """Brute force: is there a deal of groups that has every class in each of the wanted splits?"""
     groups = sorted({clip.group for clip in source.clips})
     holds = {
@@ -167,7 +171,7 @@ def has_valid_split(source: Manifest, wanted: tuple[str, ...]) -> bool:
         found: dict[str, set[str]] = {split: set() for split in SPLITS}
         for group, split in zip(groups, deal, strict=True):
             found[split] |= holds[group]
-        if all(found[split] == set(source.classes) for split in wanted):
+        if all(found[split] == set(source.classes) for split in splits):
             return True
     return False
 
@@ -182,10 +186,10 @@ def test_splits_are_found_whenever_they_exist(rows: list[tuple[str, str]], seed:
         with pytest.raises(ManifestError):
             with_splits(source, seed=seed)
         return
-    made = with_splits(source, seed=seed)
-    assert_sound(made, source)
+    result = with_splits(source, seed=seed)
+    assert_sound(result, source)
     if has_valid_split(source, SPLITS):
-        assert missing_classes(made)["test"] == []
+        assert missing_classes(result)["test"] == []
 
 
 def test_the_one_deal_there_is_is_found_where_the_greedy_one_fails() -> None:
@@ -221,16 +225,16 @@ def test_unusable_fractions_are_wrong_usage(fractions: tuple[float, float, float
 def test_thousands_of_groups_are_dealt_in_seconds() -> None:
     rng = random.Random(0)
     source = manifest_of([(f"class{rng.randrange(50)}", f"speaker{rng.randrange(3000)}") for _ in range(20_000)])
-    made = with_splits(source, seed=0)
-    assert_sound(made, source)
-    shares = Counter(clip.split for clip in made.clips)
+    result = with_splits(source, seed=0)
+    assert_sound(result, source)
+    shares = Counter(clip.split for clip in result.clips)
     assert abs(shares["val"] / 20_000 - DEFAULT[1]) < 0.01
 
 
 def test_a_published_split_without_validation_gives_it_an_eighth_of_its_training_groups() -> None:
     rows = [(label, f"{label}{at}", "train") for label in "ab" for at in range(16)]
-    made, changed = without_leaks(manifest_of([*rows, *((label, f"t{label}", "test") for label in "ab")]))
-    assert Counter((clip.label, clip.split) for clip in made.clips) == {
+    result, changed = without_leaks(manifest_of([*rows, *((label, f"t{label}", "test") for label in "ab")]))
+    assert Counter((clip.label, clip.split) for clip in result.clips) == {
         (label, split): count for label in "ab" for split, count in (("train", 14), ("val", 2), ("test", 1))
     }
     assert len(changed) == 1
@@ -239,11 +243,11 @@ def test_a_published_split_without_validation_gives_it_an_eighth_of_its_training
 def test_a_group_of_the_published_train_and_val_goes_to_train() -> None:
     rows = [(label, f"{label}{at}", split) for label in "ab" for at, split in enumerate(("train", "val", "test"))]
     source = manifest_of([*rows, ("a", "a0", "val"), ("a", "a0", "train"), ("b", "b2", "val")])
-    made, changed = without_leaks(source)
-    assert by_group(made) == {
+    result, changed = without_leaks(source)
+    assert by_group(result) == {
         f"{label}{at}": {split} for label in "ab" for at, split in enumerate(("train", "val", "test"))
     }
-    assert len(made) == len(source) - 1
+    assert len(result) == len(source) - 1
     assert changed == [
         "1 clip is left out of train and val, because test has clips of the same group",
         "1 clip was moved from val to train, because train has clips of the same group",
@@ -259,15 +263,15 @@ def test_a_published_split_that_tears_every_group_is_not_kept() -> None:
         for split in ("train", "train", "val", "test")
     ]
     source = manifest_of(rows)
-    made, changed = without_leaks(source)
-    assert_sound(made, source)
-    assert missing_classes(made) == {"train": [], "val": [], "test": []}
+    result, changed = without_leaks(source)
+    assert_sound(result, source)
+    assert missing_classes(result) == {"train": [], "val": [], "test": []}
     assert changed == [
         "every group in train is also in test, so the published split was not kept: new splits were made, by group"
     ]
     disjoint = [("a", f"{split}{at}", split) for split in ("train", "val", "test") for at in range(4)]
-    made, (note,) = without_leaks(manifest_of([*disjoint, *(row for row in rows if row[0] == "b")]))
-    assert groups_across_splits(made) == {}
+    result, (note,) = without_leaks(manifest_of([*disjoint, *(row for row in rows if row[0] == "b")]))
+    assert groups_across_splits(result) == {}
     assert "every group of class 'b' in train is also in test, so the published split was not kept" in note
     with pytest.raises(ManifestError, match="class 'a' has 2 clips in one group"):
         without_leaks(
@@ -281,13 +285,13 @@ def test_clips_without_a_label_are_shared_out_as_those_of_a_class(named: int, no
     """All in train, one label beside them would be right on each validation clip, whatever was learnt."""
     rows = [("beep|low", f"b{group}") for group in range(named + 1) for _ in range(2)]
     rows += [("", f"n{group}") for group in range(none) for _ in range(3)]
-    made = with_splits(manifest_of(rows), seed=seed)
-    without = {clip.split for clip in made.clips if not clip.labels}
+    result = with_splits(manifest_of(rows), seed=seed)
+    without = {clip.split for clip in result.clips if not clip.labels}
     assert {"train", "val"} <= without
     assert ("test" in without) == (none >= 3)
 
 
 def test_clips_without_a_label_of_one_group_are_no_hindrance() -> None:
     rows = [("beep|low", f"b{group}") for group in range(4)] + [("", "n")] * 3
-    made = with_splits(manifest_of(rows), seed=0)
-    assert not any(missing_classes(made)[split] for split in ("train", "val"))
+    result = with_splits(manifest_of(rows), seed=0)
+    assert not any(missing_classes(result)[split] for split in ("train", "val"))

@@ -177,9 +177,9 @@ def test_the_map_begins_as_a_ridge_regression_to_the_teachers_embeddings(student
     targets = torch.from_numpy(np.concatenate([np.zeros((40, 3), np.float32), distilled], axis=1))
     objective.start(copy.deepcopy(student), torch.from_numpy(windows), targets, ridge=0.5)
     embeddings = embed_clips(student, list(windows), CPU) * 96**0.5
-    wanted = distilled - distilled.mean(axis=0)
-    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
-    expected = Ridge(alpha=0.5 * 40).fit(embeddings, wanted)
+    centred_embeddings = distilled - distilled.mean(axis=0)
+    centred_embeddings /= np.linalg.norm(centred_embeddings, axis=1, keepdims=True)
+    expected = Ridge(alpha=0.5 * 40).fit(embeddings, centred_embeddings)
     np.testing.assert_allclose(objective.map.weight.detach(), expected.coef_, atol=1e-4)
     np.testing.assert_allclose(objective.map.bias.detach(), expected.intercept_, atol=1e-4)
 
@@ -306,8 +306,8 @@ def test_a_student_inherits_what_describes_the_data_and_no_more() -> None:
     teacher = Recipe(encoder="ge2e", window=1.6, seed=7, label_column="word", snr_high=20.0, lr=(1e-4,), epochs=3,
                      lora_rank=0, freeze="features", loss="triplet", mining="none", group_column="who", split_by="label",
                      others="words", background="noise", trim=False)  # fmt: skip
-    given = {"encoder": "speech-embedding", "epochs": 5, "similarity_weight": 2, "snr_high": 10.0}
-    recipe, lesson = student_recipe(teacher, given, "here")
+    settings_given = {"encoder": "speech-embedding", "epochs": 5, "similarity_weight": 2, "snr_high": 10.0}
+    recipe, lesson = student_recipe(teacher, settings_given, "here")
     assert lesson == Lesson(similarity_weight=2)
     expected = {key: getattr(teacher, key) for key in INHERITED} | {"snr_high": 10.0}
     assert recipe == Recipe(encoder="speech-embedding", epochs=5, **expected)
@@ -315,7 +315,7 @@ def test_a_student_inherits_what_describes_the_data_and_no_more() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "named"),
+    ("lesson", "named"),
     [
         ({"similarity": 1.0}, ["unknown keys: similarity", "similarity_weight", "epochs"]),
         ({"objective": "finetune"}, ["'objective'"]),
@@ -329,7 +329,7 @@ def test_a_student_inherits_what_describes_the_data_and_no_more() -> None:
         ({"epochs": 0}, ["'epochs'"]),
     ],
 )
-def test_a_bad_lesson_is_refused_by_name(given: dict[str, Any], named: list[str]) -> None:
+def test_a_bad_lesson_is_refused_by_name(lesson: dict[str, Any], named: list[str]) -> None:
     with pytest.raises(UsageError, match="the file: ") as caught:
-        student_recipe(Recipe(), given, "the file")
+        student_recipe(Recipe(), lesson, "the file")
     assert all(name in str(caught.value) for name in named), caught.value

@@ -176,9 +176,9 @@ def test_a_sound_beyond_full_scale_is_not_clipped_by_a_codec() -> None:
 
 def all_effects(**changes: float) -> Effects:
     shares = {"room_probability": 0.5, "equaliser": 6.0, "band_probability": 0.4, "codec_probability": 0.3} | changes
-    made = make_effects(RATE, rooms="synthetic", **shares)
-    assert made is not None
-    return made
+    effects = make_effects(RATE, rooms="synthetic", **shares)
+    assert effects is not None
+    return effects
 
 
 def test_no_request_means_no_effects() -> None:

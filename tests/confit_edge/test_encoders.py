@@ -110,8 +110,8 @@ def test_neighbours_in_a_batch_do_not_matter(encoder: Encoder) -> None:
     quiet = torch.from_numpy(noise(encoder.window, level=0.003))
     loud = torch.from_numpy(noise(encoder.window, 1, level=0.9))
     with torch.no_grad():
-        alone, beside = encoder(quiet[None])[0], encoder(torch.stack([loud, quiet, loud]))[1]
-    np.testing.assert_allclose(alone, beside, atol=1e-5)
+        alone, batched = encoder(quiet[None])[0], encoder(torch.stack([loud, quiet, loud]))[1]
+    np.testing.assert_allclose(alone, batched, atol=1e-5)
 
 
 def test_the_floor_is_absolute_a_loud_sound_elsewhere_changes_nothing(encoder: SpeechEmbedding) -> None:

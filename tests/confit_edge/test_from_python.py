@@ -46,9 +46,9 @@ def test_a_path_may_be_text_everywhere_and_what_a_program_draws_stays(
         run = read_run(str(tmp_path / name))
         assert run.info.data["manifest"] == str(manifest)
     out = str(tmp_path / "words.onnx")
-    made = export_run(run, run_corpus(run, str(manifest)), out, quantize=False, force=True, say=lambda line: None)
-    assert made.path == Path(out)
-    assert made.path.is_file()
+    exported = export_run(run, run_corpus(run, str(manifest)), out, quantize=False, force=True, say=lambda line: None)
+    assert exported.path == Path(out)
+    assert exported.path.is_file()
     assert torch.equal(torch.get_rng_state(), drawn)  # which are the program's
 
 

@@ -45,21 +45,23 @@ def test_the_words_that_ship_serve_but_for_ones_own() -> None:
     assert notes == ["--others words: left out marvin, which your classes include"]
     assert len(others) == 29 * 54
     assert "marvin" not in {clip.label for clip in others}
-    made = with_others(OWN, others, place="words", seed=0)
-    assert made.clips[:3] == OWN.clips
+    result = with_others(OWN, others, place="words", seed=0)
+    assert result.clips[:3] == OWN.clips
     word_of = {clip.path: clip.label for clip in others}
     splits: dict[str, set[str | None]] = defaultdict(set)
-    for clip in made.clips[3:]:
+    for clip in result.clips[3:]:
         assert clip.labels == ("unknown",)
         splits[f"word {word_of[clip.path]}"].add(clip.split)
         splits[f"voice {clip.group}"].add(clip.split)
     assert all(len(found) == 1 for found in splits.values())
-    given = {clip.group: clip.split for clip in others}
-    assert all(clip.split == given[clip.group] for clip in made.clips[3:])  # the voices' own, as they are committed
-    sizes = Counter(clip.split for clip in made.clips[3:])
+    split_by_voice = {clip.group: clip.split for clip in others}
+    assert all(
+        clip.split == split_by_voice[clip.group] for clip in result.clips[3:]
+    )  # the voices' own, as they are committed
+    sizes = Counter(clip.split for clip in result.clips[3:])
     assert sizes["train"] > 400
     assert min(sizes.values()) >= 30
-    assert with_others(OWN, others, place="words", seed=1) != made
+    assert with_others(OWN, others, place="words", seed=1) != result
 
 
 @settings(max_examples=60, deadline=None)
@@ -71,14 +73,14 @@ def test_no_group_and_of_many_labels_none_is_in_two_splits(clips: list[tuple[str
     own = manifest_of(("x", "1", "train"), ("x", "2", "val"), ("y", "1", "train"), ("y", "2", "val"))
     others = others_of(*clips)
     try:
-        made = with_others(own, others, place="there", seed=seed)
+        result = with_others(own, others, place="there", seed=seed)
     except UsageError:  # too few are told of below
         return
     label_of = {clip.path: clip.label for clip in others}
     many = len({label for label, _, _ in clips}) >= MANY_LABELS
     groups: dict[str, set[str | None]] = defaultdict(set)
     labels: dict[str, set[str | None]] = defaultdict(set)
-    for clip in made.clips:
+    for clip in result.clips:
         groups[clip.group].add(clip.split)
         if clip.path in label_of:
             labels[label_of[clip.path]].add(clip.split)
@@ -86,21 +88,21 @@ def test_no_group_and_of_many_labels_none_is_in_two_splits(clips: list[tuple[str
     assert groups["1"] == {"train"}
     assert groups["2"] == {"val"}
     assert not many or all(len(found) == 1 for found in labels.values())
-    assert many or len(made) == len(own) + len(others)  # only for labels is anything left out
+    assert many or len(result) == len(own) + len(others)  # only for labels is anything left out
 
 
 def test_clips_of_many_labels_that_are_groups_of_their_own_are_all_used() -> None:
     others = others_of(*((f"word {at % 10}", f"own {at}", None) for at in range(100)))
-    made = with_others(OWN, others, place="there", seed=0)
-    assert len(made) == 103
-    sizes = Counter(clip.split for clip in made.clips[3:])
+    result = with_others(OWN, others, place="there", seed=0)
+    assert len(result) == 103
+    sizes = Counter(clip.split for clip in result.clips[3:])
     assert [sizes[split] for split in SPLITS] == [60, 20, 20]
 
 
 def test_of_clips_with_several_labels_the_others_have_none() -> None:
     own = manifest_of(("a", "1", "train"), ("b", "2", "val"), multi_label=True)
-    made = with_others(own, others_of(("c", "3", None), ("c", "4", None)), place="there", seed=0)
-    assert [clip.labels for clip in made.clips[2:]] == [(), ()]
+    result = with_others(own, others_of(("c", "3", None), ("c", "4", None)), place="there", seed=0)
+    assert [clip.labels for clip in result.clips[2:]] == [(), ()]
 
 
 def test_too_few_others_are_wrong_usage(tmp_path: Path) -> None:

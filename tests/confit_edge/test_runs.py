@@ -194,9 +194,9 @@ def test_of_few_clips_several_trainings_are_averaged(
     train(few_words, tmp_path / "run", recipe, watch=events.append)
     (note,) = [event["text"] for event in events if event["stage"] == "note" and "--soup 1" in event["text"]]
     assert f"averaging {SOUP_OF_FEW} trainings" in note
-    made = read_run(tmp_path / "run")
-    assert made.recipe.soup == SOUP_OF_FEW
-    assert made.metrics["training"] == {"epochs": SOUP_OF_FEW, "planned": SOUP_OF_FEW, "ended_early": False}
+    run = read_run(tmp_path / "run")
+    assert run.recipe.soup == SOUP_OF_FEW
+    assert run.metrics["training"] == {"epochs": SOUP_OF_FEW, "planned": SOUP_OF_FEW, "ended_early": False}
     assert train(few_words, tmp_path / "run", recipe, resume=True) is None  # the same recipe means the same again
 
     assert trainings(Recipe(), run_corpus) == SOUP_OF_FEW

@@ -267,7 +267,7 @@ def test_of_a_ranking_each_arm_is_distinguished_as_one_of_many() -> None:
 
 
 def test_of_unseen_classes_prototypes_are_judged_and_of_trained_ones_the_linear_probe() -> None:
-    def made(setting: Arm, metric: str, *shares: float) -> list[tuple[Arm, dict[str, float], dict[str, float]]]:
+    def results_at(setting: Arm, metric: str, *shares: float) -> list[tuple[Arm, dict[str, float], dict[str, float]]]:
         other = {"prototype": "linear", "linear": "prototype"}[metric]
         return [
             ({"objective": objective, **setting}, {metric: share, other: 0.5}, {})
@@ -275,8 +275,8 @@ def test_of_unseen_classes_prototypes_are_judged_and_of_trained_ones_the_linear_
         ]
 
     results = results_of(
-        *made({"classes": "trained", "domain": "phone"}, "linear", 0.6, 0.9, 0.8),
-        *made({"classes": "unseen", "domain": "noise", "way": 5, "shots": 1}, "prototype", 0.9, 0.7, 0.8),
+        *results_at({"classes": "trained", "domain": "phone"}, "linear", 0.6, 0.9, 0.8),
+        *results_at({"classes": "unseen", "domain": "noise", "way": 5, "shots": 1}, "prototype", 0.9, 0.7, 0.8),
     )
     trained: Arm = {"classes": "trained", "domain": "phone"}
     ours, frozen = (Side("linear", {"objective": name, **trained}) for name in ("pairtune", "frozen"))
@@ -293,7 +293,7 @@ def test_of_unseen_classes_prototypes_are_judged_and_of_trained_ones_the_linear_
 def test_a_correlation_is_of_ranks_within_the_same_data() -> None:
     """Rising with the measure in each of two data sets, while the one with the larger measures is the harder."""
 
-    def made(source: str, shift: float, sign: float) -> list[Outcome]:
+    def outcomes_of_source(source: str, shift: float, sign: float) -> list[Outcome]:
         return [
             outcome(
                 {"objective": "pairtune", "temperature": i, "from": source}, 0,
@@ -302,11 +302,11 @@ def test_a_correlation_is_of_ranks_within_the_same_data() -> None:
             for i in range(8)
         ]  # fmt: skip
 
-    results = Results(made("easy", 0.0, 1) + made("hard", 0.3, 1))
+    results = Results(outcomes_of_source("easy", 0.0, 1) + outcomes_of_source("hard", 0.3, 1))
     found = isotropy.pairs(results.rows, "isoscore", "linear").correlation()
     assert found.value == pytest.approx(1.0)
     assert found.significant
-    falling = Results(made("easy", 0.0, -1) + made("hard", 0.3, -1))
+    falling = Results(outcomes_of_source("easy", 0.0, -1) + outcomes_of_source("hard", 0.3, -1))
     assert isotropy.pairs(falling.rows, "isoscore", "linear").correlation().value == pytest.approx(-1.0)
     assert math.isnan(isotropy.pairs(results.rows, "anisotropy", "linear").correlation().value)
 
@@ -332,21 +332,21 @@ def test_a_measure_that_has_nothing_to_do_with_accuracy_is_seldom_correlated_wit
     rng, significant = np.random.default_rng(0), Counter[tuple[int, ...]]()
     layouts = [(8,), (4, 6), (3,) * 6, (2,) * 3]
     for layout, _ in itertools.product(layouts, range(200)):
-        made = [
+        outcomes = [
             encoder(f"{arm}", f"{source}", *(worth + 0.2 * rng.normal(size=2)), seed)
             for source, arms in enumerate(layout)
             for arm, worth in enumerate(rng.normal(size=(arms, 2)))
             for seed in range(3)
         ]
-        significant[layout] += isotropy.pairs(Results(made).rows, "isoscore", "linear").correlation().significant
+        significant[layout] += isotropy.pairs(Results(outcomes).rows, "isoscore", "linear").correlation().significant
     assert all(0.02 < significant[layout] / 200 < 0.08 for layout in layouts[:-1])
     assert not significant[2, 2, 2]  # all three in one order: one draw in four
 
 
 def test_a_perfect_correlation_of_few_encoders_has_an_interval() -> None:
     def perfect(arms: int, comparisons: int) -> Estimate:
-        made = [encoder(str(n), "one", 0.1 * n, -0.1 * n) for n in range(arms)]
-        return isotropy.pairs(Results(made).rows, "isoscore", "linear").correlation(comparisons)
+        encoders = [encoder(str(n), "one", 0.1 * n, -0.1 * n) for n in range(arms)]
+        return isotropy.pairs(Results(encoders).rows, "isoscore", "linear").correlation(comparisons)
 
     assert perfect(8, 12).significant
     assert perfect(8, 12).low == pytest.approx(-1, abs=1e-6)
@@ -355,12 +355,12 @@ def test_a_perfect_correlation_of_few_encoders_has_an_interval() -> None:
 
 
 def test_an_encoder_that_two_studies_measured_is_one() -> None:
-    def made(source: str, number: int) -> Outcome:
+    def outcome_of(source: str, number: int) -> Outcome:
         return outcome(
             {"objective": "pairtune", "n": number, "from": source}, 0, {"linear": [0.1 * number]}, isoscore=number
         )
 
-    rows = Results([made("one", n) for n in range(3)] + [made("two", n) for n in range(4)]).rows
+    rows = Results([outcome_of("one", n) for n in range(3)] + [outcome_of("two", n) for n in range(4)]).rows
     assert [row.arm["from"] for row in isotropy.encoders(rows)] == ["one"] * 3 + ["two"]
 
 

@@ -56,10 +56,12 @@ def test_a_cut_to_groups_and_to_classes_keeps_just_these(corpus: Corpus) -> None
     for name in ("train", "val", "test"):
         one, whole = getattr(cut(corpus, Subset(classes=3), 1), name), getattr(corpus, name)
         kept = draw_classes(corpus, 3, 1)
-        wanted = [path for path, label in zip(whole.paths, whole.labels, strict=True) if corpus.classes[label] in kept]
-        assert one.paths == wanted
-        assert one.targets.shape == (len(wanted), 3)
-        assert [kept[label] for label in one.labels] == [f"tone{path.stem.split('-')[2]}" for path in wanted]
+        expected = [
+            path for path, label in zip(whole.paths, whole.labels, strict=True) if corpus.classes[label] in kept
+        ]
+        assert one.paths == expected
+        assert one.targets.shape == (len(expected), 3)
+        assert [kept[label] for label in one.labels] == [f"tone{path.stem.split('-')[2]}" for path in expected]
     with pytest.raises(UsageError, match=r"--train-groups 9: there are only 4 groups"):
         cut(corpus, Subset(groups=9), 0)
 
@@ -98,12 +100,12 @@ def test_clips_of_no_class_stay_whatever_is_cut(corpus: Corpus) -> None:
     assert few.train.targets.sum(axis=0).tolist() == [2, 2]
 
 
-def with_several_labels(corpus: Corpus, beside: int) -> Corpus:
-    """Of every second clip of each class the class `beside` it is heard, too."""
+def with_several_labels(corpus: Corpus, extra_label: int) -> Corpus:
+    """Of every second clip of each class the class `extra_label` it is heard, too."""
 
     def doubled(clips: Clips) -> Clips:
         targets = clips.targets.copy()
-        targets[::2] |= np.roll(targets[::2], beside, axis=1)
+        targets[::2] |= np.roll(targets[::2], extra_label, axis=1)
         return replace(clips, targets=targets)
 
     return replace(corpus, train=doubled(corpus.train), val=doubled(corpus.val), multi_label=True)

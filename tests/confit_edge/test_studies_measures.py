@@ -96,11 +96,11 @@ def test_the_penalty_is_of_the_whole_batch(corpus: Corpus, changes: dict[str, An
         assert isinstance(training.objective, FineTune)
         loss, _ = FineTune.forward(training.objective, embeddings := encoder(pcm), targets)
         loss = loss + 0.7 * dimensions.imbalance(embeddings)
-        wanted = torch.autograd.grad(loss / recipe.accumulate, training.parameters)
+        expected = torch.autograd.grad(loss / recipe.accumulate, training.parameters)
         loss_parts = training._backward(pcm, targets, recipe.accumulate)
         assert loss_parts["loss"] == pytest.approx(loss.item(), rel=1e-5)
         found = [parameter.grad for parameter in training.parameters if parameter.grad is not None]
-        one, other = (torch.cat([gradient.flatten() for gradient in gradients]) for gradients in (found, wanted))
+        one, other = (torch.cat([gradient.flatten() for gradient in gradients]) for gradients in (found, expected))
         assert float((one - other).norm() / other.norm()) < 1e-5
 
 
@@ -108,10 +108,10 @@ def test_episodes_are_decided_by_prototypes_of_their_own_classes(corpus: Corpus)
     """With prints that point where their class does all are right; with the classes swapped, none are."""
     directions = np.eye(4, dtype=np.float32)
     rng = np.random.default_rng(0)
-    given, asked = directions[corpus.train.labels], directions[corpus.test.labels]
-    found = unseen.episodes(given, corpus.train, asked, corpus.test, 3, 2, rng)
+    prototypes_from, queries = directions[corpus.train.labels], directions[corpus.test.labels]
+    found = unseen.episodes(prototypes_from, corpus.train, queries, corpus.test, 3, 2, rng)
     for tally in found.values():
         assert set(tally) == {"test0", "test1", "test2"}
         assert all(right == clips == 100 * 3 for right, clips in tally.values())
-    wrong = unseen.episodes(given, corpus.train, -asked, corpus.test, 2, 1, rng)
+    wrong = unseen.episodes(prototypes_from, corpus.train, -queries, corpus.test, 2, 1, rng)
     assert sum(right for right, _ in wrong["prototype"].values()) == 0

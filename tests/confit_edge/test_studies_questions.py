@@ -347,19 +347,19 @@ def test_unseen_has_prints_of_the_groups_that_it_trained_on(
     tones: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = plan("unseen", tones, recipe, tmp_path / "out")
-    given: list[set[str]] = []
+    labels_seen: list[set[str]] = []
     drawn = unseen.episodes
 
     def watched(prints: Any, clips: Clips, *rest: Any) -> Any:
-        given.append(set(clips.groups))
+        labels_seen.append(set(clips.groups))
         return drawn(prints, clips, *rest)
 
     monkeypatch.setattr(unseen, "episodes", watched)
     frozen = next(trial for trial in planned.trials.values() if not trial.train)
     bench = Bench(planned.source)
     find("unseen").measure(bench, frozen)
-    assert given
-    assert all(groups == set(cut(bench.corpus(), Subset(groups=3), 0).train.groups) for groups in given)
+    assert labels_seen
+    assert all(groups == set(cut(bench.corpus(), Subset(groups=3), 0).train.groups) for groups in labels_seen)
 
 
 def test_the_cost_of_a_trial_counts_every_clip_that_is_embedded(
@@ -473,8 +473,8 @@ def test_a_study_is_of_the_weights_it_began_with(tones: Path, recipe: Recipe, tm
     moved = plan("classes", tones, replace(recipe, encoder=str(checkpoint)), tmp_path / "out")
     assert list(moved.trials) == list(planned.trials)
     assert {trial.recipe.encoder for trial in moved.trials.values()} == {str(checkpoint)}
-    gone = rf"encoder {planned.source.recipe.encoder}: no such folder; .*study: key 'encoder' of --recipe"
-    with pytest.raises(UsageError, match=gone):
+    message = rf"encoder {planned.source.recipe.encoder}: no such folder; .*study: key 'encoder' of --recipe"
+    with pytest.raises(UsageError, match=message):
         plan("classes", tones, planned.source.recipe, tmp_path / "out")
     weights = load_file(checkpoint / "model.safetensors")
     first = sorted(weights)[0]

@@ -256,8 +256,8 @@ def test_a_soup_is_the_mean_of_trainings_from_the_same_start(
         torch.testing.assert_close(weight.detach().double(), mean, rtol=0, atol=1e-6)
         assert not torch.equal(ends[0][name], ends[1][name])
     # each began at the start again: it is no further from there than the first went, give or take
-    gone = [sum(float((end[name] - start[name]).square().sum()) for name in start) for end in ends]
-    assert max(gone) < 2 * min(gone)
+    change = [sum(float((end[name] - start[name]).square().sum()) for name in start) for end in ends]
+    assert max(change) < 2 * min(change)
 
 
 def test_each_training_of_a_soup_begins_with_no_momentum_and_no_mean(speech_embedding: Encoder, few: Corpus) -> None:
@@ -294,15 +294,17 @@ def test_a_resumed_soup_keeps_an_epoch_of_its_current_training(
     speech_embedding: Encoder, few: Corpus, tmp_path: Path
 ) -> None:
     """The second training is spoilt at once; none of its epochs is as good as the first training's."""
-    recipe, made = replace(STILL, epochs=2, soup=2), list[Objective]()
+    recipe, objectives = replace(STILL, epochs=2, soup=2), list[Objective]()
 
     def make(*of: Any) -> Objective:
-        made.append(make_objective(*of))
-        return made[-1]
+        objectives.append(make_objective(*of))
+        return objectives[-1]
 
     def zero_weights(event: dict[str, Any]) -> None:
         if event["stage"] == "step" and event["epoch"] >= 2:
-            made[-1].load_state_dict({name: torch.zeros_like(x) for name, x in made[-1].state_dict().items()})
+            objectives[-1].load_state_dict(
+                {name: torch.zeros_like(x) for name, x in objectives[-1].state_dict().items()}
+            )
 
     def stop(event: dict[str, Any]) -> None:
         zero_weights(event)

@@ -34,19 +34,19 @@ def graph_of(layer: Spectrum) -> onnx.ModelProto:
 def test_the_basis_is_the_same_to_a_rounding_and_the_file_far_smaller(options: dict[str, int]) -> None:
     layer = Spectrum(**options)
     stored = graph_of(layer)
-    made = onnx.ModelProto()
-    made.CopyFrom(stored)
-    compute_basis_at_load(made.graph, torch.nn.Sequential(layer))
-    onnx.checker.check_model(made)
-    assert made.ByteSize() < stored.ByteSize() / 20
-    (found,) = open_session(made.SerializeToString(), 1).run(None, {"pcm": np.zeros(1, np.float32)})
+    copied = onnx.ModelProto()
+    copied.CopyFrom(stored)
+    compute_basis_at_load(copied.graph, torch.nn.Sequential(layer))
+    onnx.checker.check_model(copied)
+    assert copied.ByteSize() < stored.ByteSize() / 20
+    (found,) = open_session(copied.SerializeToString(), 1).run(None, {"pcm": np.zeros(1, np.float32)})
     np.testing.assert_allclose(found, layer.weight.numpy(), rtol=0, atol=2e-7 * float(layer.weight.max()))
 
 
 def test_what_is_more_than_a_window_and_a_dft_is_left_alone() -> None:
     layer = Spectrum(fft=64, taps=64, hop=16, first=0, last=32, before=torch.eye(64, dtype=torch.float64) * 0.5)
     stored = graph_of(layer)
-    made = onnx.ModelProto()
-    made.CopyFrom(stored)
-    compute_basis_at_load(made.graph, layer)
-    assert made.SerializeToString() == stored.SerializeToString()
+    copied = onnx.ModelProto()
+    copied.CopyFrom(stored)
+    compute_basis_at_load(copied.graph, layer)
+    assert copied.SerializeToString() == stored.SerializeToString()

@@ -46,7 +46,7 @@ Rows = tuple[Floats, Floats]
 
 @pytest.fixture(scope="module")
 def models(exports: dict[str, Exported]) -> dict[str, Model]:
-    return {precision: load(made.path) for precision, made in exports.items()}
+    return {precision: load(exported.path) for precision, exported in exports.items()}
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +142,9 @@ def test_fresh_rows_do_not_depend_on_what_was_heard_long_ago(models: dict[str, M
 
 
 def test_exports_measure_their_own_stream_difference(exports: dict[str, Exported]) -> None:
-    for made in exports.values():
-        assert 0 < made.stream_max_abs_diff < 1e-4
-        assert made.contract.parity["stream_max_abs_diff"] == made.stream_max_abs_diff
+    for exported in exports.values():
+        assert 0 < exported.stream_max_abs_diff < 1e-4
+        assert exported.contract.parity["stream_max_abs_diff"] == exported.stream_max_abs_diff
 
 
 def test_an_inexact_graph_is_not_written(
@@ -207,8 +207,8 @@ def test_what_softer_sound_costs_is_what_a_listener_misses(
         labels_per_model = [
             {event.label for event in [*one.accept(pcm, 16_000), *one.finish()]} for one, pcm in streams
         ]
-        wanted = [run_corpus.classes[int(target.argmax())] for target in run_corpus.val.targets]
-        count[gain] = sum(label in labels for label, labels in zip(wanted, labels_per_model, strict=True))
+        expected = [run_corpus.classes[int(target.argmax())] for target in run_corpus.val.targets]
+        count[gain] = sum(label in labels for label, labels in zip(expected, labels_per_model, strict=True))
     counts = model.contract.metrics["softer"]
     assert counts == {"db": 20.0, "fired": count[0.1], "as_recorded": count[1.0], "n": len(run_corpus.val)}
     assert count_softer(model, run_corpus, run, messages.append) == counts
@@ -384,13 +384,13 @@ def test_force_writes_the_file_and_its_contract_records_what_failed(
     run: Run, run_corpus: Corpus, tmp_path: Path
 ) -> None:
     messages: list[str] = []
-    made = export_run(run, run_corpus, tmp_path / "words.onnx", force=True, say=messages.append)
-    verdict = load(made.path).contract.metrics["gate"]
+    exported = export_run(run, run_corpus, tmp_path / "words.onnx", force=True, say=messages.append)
+    verdict = load(exported.path).contract.metrics["gate"]
     assert not verdict["passed"]
     assert any("cosine" in failure for failure in verdict["failures"])
-    assert made.contract.parity["cosine"] < 0.99
+    assert exported.contract.parity["cosine"] < 0.99
     assert any("does not pass the gate" in line for line in messages)
-    lost, clips = made.fp32["test"]["accuracy"] - made.shipped["test"]["accuracy"], len(run_corpus.test)
+    lost, clips = exported.fp32["test"]["accuracy"] - exported.shipped["test"]["accuracy"], len(run_corpus.test)
     assert lost > 0.2
     assert any(line.startswith("accuracy on test: int8 ") and f" of {clips} clips, fp32 " in line for line in messages)
     (warning,) = [line for line in messages if line.startswith("warning: on test, quantising to int8 loses ")]
@@ -399,7 +399,7 @@ def test_force_writes_the_file_and_its_contract_records_what_failed(
     )
     assert "--no-quantize" in warning
     # the sweep that looked for a way out is told, worst layer first
-    errors = list(made.contract.parity["sweep"]["errors"].values())
+    errors = list(exported.contract.parity["sweep"]["errors"].values())
     assert len(errors) == 20
     assert errors == sorted(errors, reverse=True)
 
@@ -430,9 +430,9 @@ def main_exit(code: int) -> None:
 
 
 def test_the_contract_is_correct(exports: dict[str, Exported], run: Run) -> None:
-    for made in exports.values():
-        contract = read_sealed(made.path.read_bytes()).contract
-        assert contract == made.contract
+    for exported in exports.values():
+        contract = read_sealed(exported.path.read_bytes()).contract
+        assert contract == exported.contract
         assert contract.name == "words"
         assert list(contract.labels) == run.info.classes
         assert contract.unknown_label == "unknown"
@@ -449,13 +449,13 @@ def test_the_contract_is_correct(exports: dict[str, Exported], run: Run) -> None
         assert report["words"] == 30
         assert report["found"] >= 20
         assert report["false_accepts"] <= 3
-        onnx.checker.check_model(onnx.load(made.path), full_check=True)
+        onnx.checker.check_model(onnx.load(exported.path), full_check=True)
         layers = len(run.info.classes) * 2 + len(
             run.typicality.axes
         )  # of the head, each with as many weights and a bias
         assert contract.cost["parameters"] == sum(weight.numel() for weight in run.encoder.parameters()) + layers * 97
-        feed = {"pcm": np.zeros((1, contract.hop), np.float32), **load(made.path).initial_state(1)}
-        hop_macs = sum(count_macs(onnx.load(made.path), feed).values())
+        feed = {"pcm": np.zeros((1, contract.hop), np.float32), **load(exported.path).initial_state(1)}
+        hop_macs = sum(count_macs(onnx.load(exported.path), feed).values())
         assert sum(contract.cost["macs_per_second"].values()) == hop_macs * 16_000 / 1_280
     int8 = exports["int8"].contract.cost
     assert int8["nodes"]["Conv"]["int8"] == 20
@@ -522,10 +522,10 @@ def test_quiet_rooms_are_embedded_by_this_file_and_stand_in_it(models: dict[str,
 
 
 def test_data_that_changed_or_moved_is_noticed(run: Run, manifest: Path, tmp_path: Path) -> None:
-    gone = replace(run, info=replace(run.info, data={**run.info.data, "manifest": str(tmp_path / "gone.csv")}))
+    moved_run = replace(run, info=replace(run.info, data={**run.info.data, "manifest": str(tmp_path / "gone.csv")}))
     with pytest.raises(UsageError, match=r"gone\.csv.*--data"):
-        run_corpus(gone)
-    assert run_corpus(gone, manifest).fingerprint == run.info.data["fingerprint"]
+        run_corpus(moved_run)
+    assert run_corpus(moved_run, manifest).fingerprint == run.info.data["fingerprint"]
     lost = replace(run, recipe=replace(run.recipe, background=str(tmp_path / "lost")))
     with pytest.raises(UsageError, match=r"lost: the --background that .* is missing; give its current path"):
         run_corpus(lost)

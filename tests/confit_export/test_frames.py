@@ -64,8 +64,8 @@ def test_it_is_what_naive_loops_give(kernel: int, stride: int, pad: tuple[int, i
     weight, bias = rng.standard_normal((5, 3, kernel)).astype(np.float32), rng.standard_normal(5).astype(np.float32)
     sound = rng.standard_normal((2, 3, 11)).astype(np.float32) * rng.choice([1e-3, 1.0], (2, 1, 11)).astype(np.float32)
     model = convolution(weight, bias, strides=[stride], pads=list(pad))
-    made = quantize_per_frame(model, {"layer"}, bits)
-    found, expected = run(made, sound), naive(sound, weight, bias, stride, pad, bits)
+    quantised = quantize_per_frame(model, {"layer"}, bits)
+    found, expected = run(quantised, sound), naive(sound, weight, bias, stride, pad, bits)
     assert found.shape == run(model, sound).shape
     off = ~np.isclose(found, expected, rtol=1e-3, atol=1e-4)
     assert off.mean() < 0.05  # a quotient on the edge between two steps may fall to either side
@@ -74,8 +74,8 @@ def test_it_is_what_naive_loops_give(kernel: int, stride: int, pad: tuple[int, i
 def test_a_silent_sound_gives_the_bias() -> None:
     weight = np.random.default_rng(0).standard_normal((4, 3, 3)).astype(np.float32)
     bias = np.arange(4, dtype=np.float32)
-    made = quantize_per_frame(convolution(weight, bias), {"layer"}, 7)
-    np.testing.assert_array_equal(run(made, np.zeros((1, 3, 6), np.float32)), np.tile(bias[:, None], (1, 1, 4)))
+    quantised = quantize_per_frame(convolution(weight, bias), {"layer"}, 7)
+    np.testing.assert_array_equal(run(quantised, np.zeros((1, 3, 6), np.float32)), np.tile(bias[:, None], (1, 1, 4)))
 
 
 def test_a_quiet_frame_keeps_its_direction_where_a_fixed_scale_loses_it() -> None:
@@ -102,13 +102,13 @@ def test_a_quiet_frame_keeps_its_direction_where_a_fixed_scale_loses_it() -> Non
 
 def test_neighbours_in_a_batch_do_not_matter() -> None:
     rng = np.random.default_rng(1)
-    made = quantize_per_frame(convolution(rng.standard_normal((4, 3, 2)).astype(np.float32)), {"layer"}, 7)
+    quantised = quantize_per_frame(convolution(rng.standard_normal((4, 3, 2)).astype(np.float32)), {"layer"}, 7)
     quiet, loud = (level * rng.standard_normal((1, 3, 9)).astype(np.float32) for level in (0.01, 10.0))
-    np.testing.assert_array_equal(run(made, np.concatenate([loud, quiet]))[1:], run(made, quiet))
+    np.testing.assert_array_equal(run(quantised, np.concatenate([loud, quiet]))[1:], run(quantised, quiet))
 
 
 @pytest.mark.parametrize(
-    ("shape", "attributes", "taken"),
+    ("shape", "attributes", "supported"),
     [
         ((4, 3, 3), {}, True),
         ((4, 3, 7), {"strides": [2]}, True),
@@ -119,13 +119,13 @@ def test_neighbours_in_a_batch_do_not_matter() -> None:
         ((4, 3, 3, 3), {}, False),
     ],
 )
-def test_what_it_takes(shape: tuple[int, ...], attributes: dict[str, object], taken: bool) -> None:
+def test_what_it_takes(shape: tuple[int, ...], attributes: dict[str, object], supported: bool) -> None:
     model = convolution(np.ones(shape, np.float32), **attributes)
-    assert temporal_convolutions(model) == ({"layer"} if taken else set())
+    assert temporal_convolutions(model) == ({"layer"} if supported else set())
 
 
 def test_no_weight_is_left_in_fp32() -> None:
     model = convolution(np.ones((64, 64, 3), np.float32))
-    made = quantize_per_frame(model, {"layer"}, 7)
-    assert made.ByteSize() < 0.35 * model.ByteSize()
-    assert {node.op_type for node in made.graph.node} >= {"MatMulInteger", "QuantizeLinear"}
+    quantised = quantize_per_frame(model, {"layer"}, 7)
+    assert quantised.ByteSize() < 0.35 * model.ByteSize()
+    assert {node.op_type for node in quantised.graph.node} >= {"MatMulInteger", "QuantizeLinear"}

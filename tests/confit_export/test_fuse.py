@@ -58,12 +58,12 @@ def test_a_refitted_convolution_gives_what_was_wanted_where_it_can(
 ) -> None:
     """What another convolution of the same shape makes of the input is found again, from any start, padding included."""
     torch.manual_seed(0)
-    wanted, layer = (nn.Conv2d(4, 5, kernel, stride, padding, bias=bias) for _ in range(2))
+    reference, layer = (nn.Conv2d(4, 5, kernel, stride, padding, bias=bias) for _ in range(2))
     x = torch.randn(40, 4, 9, 8)
     with torch.no_grad():
-        before = (layer(x) - wanted(x)).square().mean()
-        fuse._refit(layer, x, wanted(x))
-        after = (layer(x) - wanted(x)).square().mean()
+        before = (layer(x) - reference(x)).square().mean()
+        fuse._refit(layer, x, reference(x))
+        after = (layer(x) - reference(x)).square().mean()
     assert after < 1e-5 * before  # but for the ridge, exactly
 
 
@@ -71,14 +71,14 @@ def test_refitting_lowers_the_error_that_a_stand_in_makes_and_no_weights_do_bett
     torch.manual_seed(0)
     layer, x = nn.Conv2d(6, 4, (1, 3), padding=(0, 1)), torch.randn(60, 6, 5, 8)
     with torch.no_grad():
-        wanted, taken = layer(nn.functional.leaky_relu(x, 0.2)), Floor(-0.3)(x)
-        start = (layer(taken) - wanted).square().mean()
-        fuse._refit(layer, taken, wanted)
-        found = (layer(taken) - wanted).square().mean()
+        reference, inputs = layer(nn.functional.leaky_relu(x, 0.2)), Floor(-0.3)(x)
+        start = (layer(inputs) - reference).square().mean()
+        fuse._refit(layer, inputs, reference)
+        found = (layer(inputs) - reference).square().mean()
         assert found < 0.9 * start
         for _ in range(5):
             layer.weight.add_(step := 0.01 * torch.randn_like(layer.weight))
-            assert (layer(taken) - wanted).square().mean() > found
+            assert (layer(inputs) - reference).square().mean() > found
             layer.weight.sub_(step)
 
 
@@ -86,17 +86,17 @@ def test_a_fused_encoder_embeds_nearly_as_before_and_leaves_the_run_as_it_was(
     run: Run, run_corpus: Corpus, fused_encoder: Encoder
 ) -> None:
     before = {name: value.clone() for name, value in run.encoder.state_dict().items()}
-    made = [fused_encoder, fuse_activations(run.encoder, run_corpus, run)]
+    encoders = [fused_encoder, fuse_activations(run.encoder, run_corpus, run)]
     for name, value in run.encoder.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
-    for one, other in zip(*(encoder.state_dict().values() for encoder in made), strict=True):
+    for one, other in zip(*(encoder.state_dict().values() for encoder in encoders), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)  # repeatable
-    assert not can_fuse(made[0])
+    assert not can_fuse(encoders[0])
     pcm = torch.stack([torch.from_numpy(np.resize(clip, run.encoder.window)) for clip in run_corpus.val.pcm])
-    made[1].load_state_dict(run.encoder.state_dict())  # the stand-ins alone, with the weights there were, do worse
+    encoders[1].load_state_dict(run.encoder.state_dict())  # the stand-ins alone, with the weights there were, do worse
     with torch.no_grad():
-        wanted = run.encoder(pcm)
-        away = [float((1 - (encoder(pcm) * wanted).sum(dim=1)).mean()) for encoder in made]
+        expected = run.encoder(pcm)
+        away = [float((1 - (encoder(pcm) * expected).sum(dim=1)).mean()) for encoder in encoders]
     assert away[0] < 0.01
     assert away[0] < 0.5 * away[1]
 
@@ -104,16 +104,16 @@ def test_a_fused_encoder_embeds_nearly_as_before_and_leaves_the_run_as_it_was(
 def test_the_graph_is_shorter_and_streams_as_exactly(
     fused: dict[str, Exported], exports: dict[str, Exported], run: Run, run_corpus: Corpus
 ) -> None:
-    for precision, made in fused.items():
-        operators = [node.op_type for node in onnx.load(made.path).graph.node]
+    for precision, exported in fused.items():
+        operators = [node.op_type for node in onnx.load(exported.path).graph.node]
         assert "LeakyRelu" not in operators
         assert len(operators) < len(onnx.load(exports[precision].path).graph.node) - 15
-        assert made.contract.parity["fused_activations"]["cosine"] > 0.99
-        assert made.contract.metrics["gate"]["passed"]
+        assert exported.contract.parity["fused_activations"]["cosine"] > 0.99
+        assert exported.contract.metrics["gate"]["passed"]
         assert (
-            made.contract.embedding_id != exports[precision].contract.embedding_id
+            exported.contract.embedding_id != exports[precision].contract.embedding_id
         )  # a gallery of one is not the other's
-        assert made.shipped["val"]["accuracy"] >= made.fp32["val"]["accuracy"] - 0.005
+        assert exported.shipped["val"]["accuracy"] >= exported.fp32["val"]["accuracy"] - 0.005
     assert fused["fp32"].stream_max_abs_diff < 1e-4
     # against the run's own encoder the file differs, by what was exchanged and no more
     assert 1e-4 < stream_difference(load(fused["fp32"].path), run.encoder, run_corpus) < 0.2

@@ -44,19 +44,19 @@ def test_a_rounded_input_has_256_levels_and_holds_zero_exactly() -> None:
 def test_fine_tuning_leaves_the_run_as_it_was_and_is_repeatable(run: Run, run_corpus: Corpus) -> None:
     before = {name: value.clone() for name, value in run.encoder.state_dict().items()}
     messages: list[str] = []
-    made = [fine_tune(run.encoder, run_corpus, run, preset("portable"), 2, messages.append) for _ in range(2)]
+    tuned = [fine_tune(run.encoder, run_corpus, run, preset("portable"), 2, messages.append) for _ in range(2)]
     for name, value in run.encoder.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
-    assert made[0].state_dict().keys() == before.keys()
-    for one, other in zip(*(encoder.state_dict().values() for encoder in made), strict=True):
+    assert tuned[0].state_dict().keys() == before.keys()
+    for one, other in zip(*(encoder.state_dict().values() for encoder in tuned), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     assert [line.split(":")[0] for line in messages[:2]] == [f"quantisation-aware epoch {epoch}/2" for epoch in (1, 2)]
     # what it makes is rounded: quantising it again changes no weight
-    layer = next(module for module in made[0].layers if isinstance(module, torch.nn.Conv2d))
+    layer = next(module for module in tuned[0].layers if isinstance(module, torch.nn.Conv2d))
     torch.testing.assert_close(FakeQuantWeight(True)(layer.weight), layer.weight)
     pcm = torch.from_numpy(np.pad(run_corpus.val.pcm[0], (0, run.encoder.window))[: run.encoder.window])[None]
     with torch.no_grad():
-        assert float((made[0](pcm) * run.encoder(pcm)).sum()) > 0.98
+        assert float((tuned[0](pcm) * run.encoder(pcm)).sum()) > 0.98
 
 
 def test_fine_tuning_an_attention_encoder_is_repeatable_though_it_has_dropout(
@@ -68,8 +68,8 @@ def test_fine_tuning_an_attention_encoder_is_repeatable_though_it_has_dropout(
     weights = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        made = fine_tune(encoder, few, of_encoder, preset("portable"), 1, lambda line: None)
-        weights.append(torch.cat([weight.flatten() for weight in made.parameters()]))
+        tuned = fine_tune(encoder, few, of_encoder, preset("portable"), 1, lambda line: None)
+        weights.append(torch.cat([weight.flatten() for weight in tuned.parameters()]))
     torch.testing.assert_close(*weights, rtol=0, atol=0)
 
 
@@ -86,14 +86,14 @@ def test_what_fine_tuning_makes_worse_is_not_taken(
     if spoilt:
         monkeypatch.setattr(qat, "LR", 1e-2)
     messages: list[str] = []
-    made = export_run(
+    exported = export_run(
         run, run_corpus, tmp_path / "m.onnx", quantisation=Quantisation(qat_epochs=1), say=messages.append
     )
     plain = exports["int8"]
-    taken = made.contract.parity["qat_epochs"] == 1
-    assert any("fine-tuning brought it closer" in line for line in messages) == taken
-    assert any("not used" in line for line in messages) == (not taken)
-    assert made.contract.parity["cosine"] >= plain.contract.parity["cosine"]
+    used = exported.contract.parity["qat_epochs"] == 1
+    assert any("fine-tuning brought it closer" in line for line in messages) == used
+    assert any("not used" in line for line in messages) == (not used)
+    assert exported.contract.parity["cosine"] >= plain.contract.parity["cosine"]
     if spoilt:
-        assert not taken
-        assert made.contract.embedding_id == plain.contract.embedding_id
+        assert not used
+        assert exported.contract.embedding_id == plain.contract.embedding_id

@@ -90,10 +90,12 @@ def test_weights_have_the_bits_a_target_can_add_without_overflow(quantizer: Quan
 
 
 def test_what_lies_between_quantised_layers_stays_in_int8(quantizer: Quantizer) -> None:
-    made = quantizer(quantizer.layers)
-    giver = {output: node.op_type for node in made.graph.node for output in node.output}
-    takers = {name: node.op_type for node in made.graph.node for name in node.input}
-    between = [node for node in made.graph.node if node.name in pass_through_nodes(quantizer.fp32, quantizer.layers)]
+    quantised = quantizer(quantizer.layers)
+    giver = {output: node.op_type for node in quantised.graph.node for output in node.output}
+    takers = {name: node.op_type for node in quantised.graph.node for name in node.input}
+    between = [
+        node for node in quantised.graph.node if node.name in pass_through_nodes(quantizer.fp32, quantizer.layers)
+    ]
     kinds = Counter(node.op_type for node in between)
     assert (kinds["LeakyRelu"], kinds["MaxPool"], kinds["Concat"]) == (19, 5, 10)
     for node in between:
@@ -181,13 +183,13 @@ def test_each_scheme_is_smaller_and_embeds_nearly_as_fp32(
     fp32: onnx.ModelProto, assembled: StreamingModel, feeds: list[Feed], windows: Floats, scheme: Any
 ) -> None:
     quantizer = Quantizer.calibrate(fp32, scheme, "portable", assembled.fp32_scopes, feeds, "percentile")
-    made = quantizer(quantizer.layers)
-    onnx.checker.check_model(made)
-    cosine = (embed(made, windows) * embed(fp32, windows)).sum(axis=1)
+    quantised = quantizer(quantizer.layers)
+    onnx.checker.check_model(quantised)
+    cosine = (embed(quantised, windows) * embed(fp32, windows)).sum(axis=1)
     assert cosine.min() > {"static": 0.97, "weight-only": 0.99, "fp16": 0.9999}[scheme]
     assert cosine.min() < 1 - 1e-8
     share = {"static": 0.6, "weight-only": 0.6, "fp16": 0.75}[scheme]
-    assert made.ByteSize() < share * fp32.ByteSize()
+    assert quantised.ByteSize() < share * fp32.ByteSize()
     assert quantizer(()).SerializeToString() == fp32.SerializeToString()
 
 
@@ -208,11 +210,11 @@ def test_dynamic_is_refused_where_nothing_would_be(
 
 def test_a_weight_only_scheme_exports_and_records_it(run: Run, run_corpus: Corpus, tmp_path: Path) -> None:
     messages: list[str] = []
-    made = export_run(
+    exported = export_run(
         run, run_corpus, tmp_path / "words.onnx", quantisation=Quantisation("weight-only"), say=messages.append
     )
     assert any(line.startswith("int8 weights compared with fp32: ") for line in messages)
-    contract = load(made.path).contract
+    contract = load(exported.path).contract
     assert contract.precision == PRECISION["weight-only"]
     assert contract.cost["nodes"]["Conv"] == {"fp32": 1, "int8 weights": 20}
     assert set(contract.cost["macs_per_second"]) == {"fp32"}  # it computes in fp32
@@ -258,10 +260,10 @@ def test_the_sweep_finds_the_layer_that_was_spoilt_and_resumes(
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
     spoilt = quantizer.layers[7]
-    taken = next(node.input[0] for node in quantizer.fp32.graph.node if node.name == spoilt)
+    layer_input = next(node.input[0] for node in quantizer.fp32.graph.node if node.name == spoilt)
     ranges = dict(quantizer.ranges.items())
-    low, high = ranges[taken].range_value
-    ranges[taken] = TensorData(lowest=np.float32(100 * low), highest=np.float32(100 * high))
+    low, high = ranges[layer_input].range_value
+    ranges[layer_input] = TensorData(lowest=np.float32(100 * low), highest=np.float32(100 * high))
     spoiler = Quantizer(**{**vars(quantizer), "ranges": TensorsData(quantizer.ranges.calibration_method, ranges)})
     stopped = sweep(spoiler, windows, tmp_path, minutes=0)
     assert (stopped.errors, stopped.unmeasured) == ({}, 20)

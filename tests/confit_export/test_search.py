@@ -26,9 +26,9 @@ Floats = npt.NDArray[np.float32]
 
 @pytest.fixture(scope="module")
 def windows() -> Floats:
-    made = np.random.default_rng(1).standard_normal((11, 9)).astype(np.float32)
-    made[:, -1] = 0
-    return made
+    weight = np.random.default_rng(1).standard_normal((11, 9)).astype(np.float32)
+    weight[:, -1] = 0
+    return weight
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +89,10 @@ class Search:
 
 
 def test_what_passes_whole_is_not_searched(quantizer: Quantizer, windows: Floats, tmp_path: Path) -> None:
-    made = Search(quantizer, windows, tmp_path, set())
-    assert made.tried == [set(quantizer.layers)] == [quantised(made.found.graph)]
-    assert (made.found.layers, made.found.kept, made.found.sweep) == (list(quantizer.layers), [], None)
-    assert (made.said, list(tmp_path.iterdir())) == ([], [])
+    result = Search(quantizer, windows, tmp_path, set())
+    assert result.tried == [set(quantizer.layers)] == [quantised(result.found.graph)]
+    assert (result.found.layers, result.found.kept, result.found.sweep) == (list(quantizer.layers), [], None)
+    assert (result.said, list(tmp_path.iterdir())) == ([], [])
 
 
 @pytest.mark.parametrize(("needed", "given_up"), [(1, 1), (4, 4), (5, 6), (9, None)])
@@ -100,11 +100,11 @@ def test_layers_are_given_up_from_the_worst_on_until_the_gate_is_passed(
     quantizer: Quantizer, windows: Floats, tmp_path: Path, by_sensitivity: list[str], needed: int, given_up: int | None
 ) -> None:
     """In ever larger steps, and no more than half of them: then all are quantised, with the verdict that has."""
-    made = Search(quantizer, windows, tmp_path, {by_sensitivity[needed - 1]})
+    result = Search(quantizer, windows, tmp_path, {by_sensitivity[needed - 1]})
     counts = [0, 1, 2, 3, 4, 6, 8]
     tried = counts[: counts.index(given_up) + 1] if given_up else counts
-    assert made.tried == [set(by_sensitivity[count:]) for count in tried]
-    found, kept = made.found, by_sensitivity[: given_up or 0]
+    assert result.tried == [set(by_sensitivity[count:]) for count in tried]
+    found, kept = result.found, by_sensitivity[: given_up or 0]
     assert found.kept == kept
     assert found.layers == [layer for layer in quantizer.layers if layer not in kept]
     assert quantised(found.graph) == set(found.layers)
@@ -112,19 +112,19 @@ def test_layers_are_given_up_from_the_worst_on_until_the_gate_is_passed(
     assert found.verdict.cosine == (1.0 if given_up else 0.501)
     assert found.sweep is not None
     assert list(found.sweep.errors) == by_sensitivity
-    assert len(made.said) == (2 if given_up else 1)
+    assert len(result.said) == (2 if given_up else 1)
 
 
 def test_what_was_to_stay_in_fp32_stays_and_is_not_given_up_again(
     quantizer: Quantizer, windows: Floats, tmp_path: Path, by_sensitivity: list[str]
 ) -> None:
     own = [by_sensitivity[0], by_sensitivity[7]]
-    made = Search(
+    result = Search(
         quantizer, windows, tmp_path, {by_sensitivity[2]}, tuple(layer.removesuffix("MatMul") for layer in own)
     )
-    assert made.tried == [set(by_sensitivity) - set(own) - set(by_sensitivity[1 : 1 + count]) for count in (0, 1, 2)]
-    assert set(made.found.kept[:2]) == set(own)
-    assert made.found.kept[2:] == by_sensitivity[1:3]
+    assert result.tried == [set(by_sensitivity) - set(own) - set(by_sensitivity[1 : 1 + count]) for count in (0, 1, 2)]
+    assert set(result.found.kept[:2]) == set(own)
+    assert result.found.kept[2:] == by_sensitivity[1:3]
 
 
 def test_without_time_to_measure_nothing_is_given_up(quantizer: Quantizer, windows: Floats, tmp_path: Path) -> None:
@@ -178,13 +178,13 @@ def test_windows_are_of_clips_drawn_by_the_seed_cut_or_in_the_middle(window: int
     ]
     clips = Clips(pcm, np.ones((60, 1), np.int8), ["a"] * 60, [Path()] * 60)
     encoder, corpus = SimpleNamespace(window=window), SimpleNamespace(val=clips)
-    made, again, other = (validation_windows(encoder, corpus, seed) for seed in (0, 0, 1))  # type: ignore[arg-type]
-    assert made.shape == (WINDOWS, window)
-    assert np.array_equal(made, again)
-    drawn = [int(row.max()) - 1 for row in made]
+    first, again, other = (validation_windows(encoder, corpus, seed) for seed in (0, 0, 1))  # type: ignore[arg-type]
+    assert first.shape == (WINDOWS, window)
+    assert np.array_equal(first, again)
+    drawn = [int(row.max()) - 1 for row in first]
     assert drawn == sorted(set(drawn))
     assert drawn != [int(row.max()) - 1 for row in other]
-    for row, at in zip(made, drawn, strict=True):
+    for row, at in zip(first, drawn, strict=True):
         before = max(0, window - lengths[at]) // 2
-        wanted = np.pad(pcm[at][:window], (before, max(0, window - lengths[at] - before)))
-        assert np.array_equal(row, wanted)
+        expected = np.pad(pcm[at][:window], (before, max(0, window - lengths[at] - before)))
+        assert np.array_equal(row, expected)

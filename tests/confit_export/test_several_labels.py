@@ -158,6 +158,6 @@ def test_a_test_split_without_any_label_is_left_out(several_run: Run, several_co
     none = np.flatnonzero(~test.targets.any(axis=1))
     pcm, groups, paths = ([part[row] for row in none] for part in (test.pcm, test.groups, test.paths))
     corpus = replace(several_corpus, test=Clips(pcm, test.targets[none], groups, paths))
-    made = export_run(several_run, corpus, tmp_path / "one.onnx", quantize=False, say=lambda line: None)
-    assert "test" not in made.contract.metrics
-    assert made.contract.metrics["val"]["map"] == made.fp32["val"]["map"]
+    exported = export_run(several_run, corpus, tmp_path / "one.onnx", quantize=False, say=lambda line: None)
+    assert "test" not in exported.contract.metrics
+    assert exported.contract.metrics["val"]["map"] == exported.fp32["val"]["map"]

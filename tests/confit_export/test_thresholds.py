@@ -87,10 +87,10 @@ def test_a_label_that_fires_in_long_background_is_raised(exports: dict[str, Expo
 def test_thresholds_are_the_same_again_and_depend_on_what_is_heard(
     exports: dict[str, Exported], run_corpus: Corpus
 ) -> None:
-    made = exports["fp32"]
-    setting = choose(load(made.path), run_corpus, seed=0)
-    assert setting.thresholds == made.contract.thresholds
-    assert (setting.smoothing_hops, setting.min_hops) == (made.contract.smoothing_hops, made.contract.min_hops)
+    exported = exports["fp32"]
+    setting = choose(load(exported.path), run_corpus, seed=0)
+    assert setting.thresholds == exported.contract.thresholds
+    assert (setting.smoothing_hops, setting.min_hops) == (exported.contract.smoothing_hops, exported.contract.min_hops)
     for levels in setting.thresholds.values():
         assert 0 < levels["off"] < levels["on"] <= 1
         assert levels["off"] == pytest.approx(0.6 * levels["on"], abs=1e-4)
@@ -219,13 +219,13 @@ def test_several_labels_are_all_true_of_their_clip(corpus: Corpus, background: P
     recipe = Recipe(epochs=1, soup=1, probe_views=1, frozen_baseline=False, background=str(background))
     train(tmp_path / "m.csv", tmp_path / "run", recipe)
     run = runs.read_run(tmp_path / "run")
-    made = export_run(run, runs.run_corpus(run), tmp_path / "several.onnx", quantize=False, say=lambda line: None)
-    assert made.contract.multi_label
-    assert "test" not in made.contract.metrics
-    report = made.contract.calibration["detection"]
+    exported = export_run(run, runs.run_corpus(run), tmp_path / "several.onnx", quantize=False, say=lambda line: None)
+    assert exported.contract.multi_label
+    assert "test" not in exported.contract.metrics
+    report = exported.contract.calibration["detection"]
     assert report["words"] == 2 * 3 * (2 + 2 + 1 + 1)  # twice, three voices, a label at a time; `seven` has none
     assert report["found"] > 0.4 * report["words"]
-    model = load(made.path)
+    model = load(exported.path)
     scores = np.stack([model.rows(pcm, 16_000)[0].mean(axis=0) for pcm in corpus.train.pcm])
     short = scores[:, model.labels.index("short")]
     own = np.isin(corpus.train.labels, [corpus.classes.index(word) for word in ("yes", "stop")])
@@ -327,12 +327,12 @@ def test_a_run_labelled_by_speakers_makes_a_model_for_voices(run: Run, column: s
 
 
 def test_an_exported_prior_lets_the_enrolled_in(exports: dict[str, Exported], run_corpus: Corpus) -> None:
-    for made in exports.values():
-        prior = made.contract.calibration["enroll"]
+    for exported in exports.values():
+        prior = exported.contract.calibration["enroll"]
         assert prior["kind"] == "sound"
         assert 0.2 <= prior["threshold"] < 1
         assert prior["trials"] == 60
-        model = load(made.path)
+        model = load(exported.path)
         val = np.stack([model.embed(pcm, 16_000) for pcm in run_corpus.val.pcm])
         same = val @ val.T
         own = run_corpus.val.labels[:, None] == run_corpus.val.labels[None]

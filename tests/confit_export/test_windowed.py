@@ -61,8 +61,8 @@ def test_an_attention_encoder_is_exported_as_a_windowed_model(
     for precision in ("fp32", "int8", "dynamic"):
         out = tmp_path / f"{precision}.onnx"
         how = Quantisation("dynamic" if precision == "dynamic" else "static")
-        made = export_run(run, corpus, out, quantize=precision != "fp32", quantisation=how, say=lambda line: None)
-        accuracy[precision] = made.shipped["val"]["accuracy"]
+        exported = export_run(run, corpus, out, quantize=precision != "fp32", quantisation=how, say=lambda line: None)
+        accuracy[precision] = exported.shipped["val"]["accuracy"]
         model = load(out)
         contract = model.contract
         assert not contract.streaming
@@ -72,7 +72,7 @@ def test_an_attention_encoder_is_exported_as_a_windowed_model(
         if precision == "fp32":
             np.testing.assert_allclose(embeddings, offline, atol=1e-4)
             np.testing.assert_allclose(scores, run.linear.scores(offline) * run.typicality.factors(offline), atol=1e-3)
-            assert made.stream_max_abs_diff < 1e-4
+            assert exported.stream_max_abs_diff < 1e-4
         # no neighbour in a batch matters
         windows = np.stack([clip[: contract.window], 0.1 * clip[-contract.window :]])
         together, _, _ = model.run(windows, {})
