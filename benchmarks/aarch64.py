@@ -238,14 +238,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2, help="epochs of training on the words")
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--out", type=Path, default=RESULTS / "aarch64.json")
-    given = parser.parse_args()
+    args = parser.parse_args()
     try:
         if shutil.which("qemu-aarch64") is None:
             raise UsageError("qemu-aarch64 is not installed; run apt install qemu-user")
-        found = measure(given.cache.absolute(), given.epochs)
+        found = measure(args.cache.absolute(), args.epochs)
     except ConfitError as error:
         sys.exit(f"aarch64: {error}")
-    write_json(given.out, {"command": f"python -m benchmarks.aarch64 --epochs {given.epochs}", **found, **machine()})
+    write_json(args.out, {"command": f"python -m benchmarks.aarch64 --epochs {args.epochs}", **found, **machine()})
 
 
 if __name__ == "__main__":

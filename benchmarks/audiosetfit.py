@@ -247,30 +247,30 @@ def main() -> None:
     )
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--out", type=Path, default=RESULTS / "audiosetfit.json")
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
-    label = encoder_label(str(given.encoder))
+    label = encoder_label(str(args.encoder))
     skip_native_library()
     import transformers
 
     transformers.logging.set_verbosity_error()  # it warns that there is no decoder; the encoder is asserted
     try:
-        install(given.cache)
-        for seed in given.seeds:
-            for task in given.tasks:
-                rows.append(compare(task, given.encoder, given.cache, seed, given.epochs, given.seconds))
+        install(args.cache)
+        for seed in args.seeds:
+            for task in args.tasks:
+                rows.append(compare(task, args.encoder, args.cache, seed, args.epochs, args.seconds))
                 command = (
-                    f"python -m benchmarks.audiosetfit --encoder {encoder_argument(label)} --epochs {given.epochs}"
-                    f" --seconds {given.seconds}"
+                    f"python -m benchmarks.audiosetfit --encoder {encoder_argument(label)} --epochs {args.epochs}"
+                    f" --seconds {args.seconds}"
                 )
                 result = {
                     "command": command,
                     "audiosetfit": VERSION,
-                    "window_seconds": {"confit_edge": WINDOW_S, "audiosetfit": given.seconds},
+                    "window_seconds": {"confit_edge": WINDOW_S, "audiosetfit": args.seconds},
                     **machine(),
                 }
-                write_json(given.out, {**result, "rows": rows, "summary": summary(rows)})
+                write_json(args.out, {**result, "rows": rows, "summary": summary(rows)})
                 print(json.dumps(rows[-1]), file=sys.stderr)
     except ConfitError as error:
         sys.exit(f"audiosetfit: {error}")

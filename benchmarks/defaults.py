@@ -164,29 +164,29 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="number of processes, of one thread each")
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--out", type=Path, default=RESULTS / "defaults.json")
-    given = parser.parse_args()
+    args = parser.parse_args()
     try:
-        run(given)
+        run(args)
     except ConfitError as error:
         sys.exit(f"defaults: {error}")
 
 
-def run(given: argparse.Namespace) -> None:
-    rows = json.loads(given.out.read_text(encoding="utf-8"))["rows"] if given.out.is_file() else []
+def run(args: argparse.Namespace) -> None:
+    rows = json.loads(args.out.read_text(encoding="utf-8"))["rows"] if args.out.is_file() else []
     finished = {(row["task"], row["setting"], row["seed"]) for row in rows}
     jobs = [
-        (task, build(TASKS[task], given.cache, seed), setting, seed)
-        for seed in given.seeds
-        for task in given.tasks
-        for setting in given.settings
+        (task, build(TASKS[task], args.cache, seed), setting, seed)
+        for seed in args.seeds
+        for task in args.tasks
+        for setting in args.settings
         if (task, setting, seed) not in finished
     ]
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # the processes read these when they load torch
-    with workers(given.jobs, threads=1, advice="try fewer --jobs") as pool:
+    with workers(args.jobs, threads=1, advice="try fewer --jobs") as pool:
         for done, future in enumerate(as_completed([pool.submit(measure, *job) for job in jobs]), start=1):
             row = future.result()
             rows.append(row)
-            write(given.out, rows)
+            write(args.out, rows)
             shown = " ".join(
                 str(row[key]) for key in ("task", "setting", "seed", "val_linear", "linear", "knn", "cpu_s")
             )

@@ -57,14 +57,14 @@ PROBES = ("linear", "knn")
 class Row:
     """One task with one seed, where every encoder is judged on the same test clips."""
 
-    def __init__(self, task: Task, seed: int, given: argparse.Namespace) -> None:
-        self.task, self.seed, self.given = task, seed, given
-        manifest = build(task, given.cache, seed)
+    def __init__(self, task: Task, seed: int, args: argparse.Namespace) -> None:
+        self.task, self.seed, self.args = task, seed, args
+        manifest = build(task, args.cache, seed)
         self.corpus = read_corpus(manifest, rate=RATE, seed=seed)
-        self.unlabelled = undrawn_sounds(task, given.cache, self.corpus)
+        self.unlabelled = undrawn_sounds(task, args.cache, self.corpus)
         self.recipe = Recipe(
             seed=seed,
-            epochs=given.long * task.epochs,
+            epochs=args.long * task.epochs,
             lr=LRS,
             window=WINDOW,
             device="cpu",
@@ -77,11 +77,11 @@ class Row:
         self.kept: dict[str, int] = {}
 
     def measure(self) -> dict[str, Any]:
-        teacher = pretrained(self.given.teacher, WINDOW)
-        recipe = replace(self.recipe, encoder=self.given.teacher, epochs=self.given.teacher_epochs)
+        teacher = pretrained(self.args.teacher, WINDOW)
+        recipe = replace(self.recipe, encoder=self.args.teacher, epochs=self.args.teacher_epochs)
         self.train("teacher", teacher, recipe, TEACHER_LR)
         lr = choose_lr(self.student, self.corpus, self.recipe)
-        for name in self.given.students:
+        for name in self.args.students:
             unlabelled = self.unlabelled if name == "distilled" else []
             teaching = None if name == "direct" else Teaching(teacher, unlabelled, RATE, LESSON)
             self.train(name, copy.deepcopy(self.student), self.recipe, DISTILLED_LR if teaching else lr, teaching)
@@ -89,7 +89,7 @@ class Row:
         return {
             "task": self.task.name,
             "seed": self.seed,
-            "teacher_encoder": encoder_label(self.given.teacher),
+            "teacher_encoder": encoder_label(self.args.teacher),
             "classes": len(self.corpus.classes),
             "train_n": len(self.corpus.train),
             "unlabelled_n": len(self.unlabelled),
@@ -97,8 +97,8 @@ class Row:
             "val_n": len(self.corpus.val),
             "test_n": len(self.corpus.test),
             "epochs": self.recipe.epochs,
-            "teacher_epochs": self.given.teacher_epochs,
-            "long": self.given.long,
+            "teacher_epochs": self.args.teacher_epochs,
+            "long": self.args.long,
             "lr": {"teacher": TEACHER_LR, "direct": lr, "distilled": DISTILLED_LR},
             **{key: round(share.accuracy, 4) for key, share in shares.items()},
             "intervals": {key: [round(share.low, 4), round(share.high, 4)] for key, share in shares.items()},
@@ -161,22 +161,22 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--out", type=Path, default=RESULTS / "distill.json")
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
     try:
-        run(given)
+        run(args)
     except ConfitError as error:
         sys.exit(f"distill: {error}")
 
 
-def run(given: argparse.Namespace) -> None:
-    rows = json.loads(given.out.read_text(encoding="utf-8"))["rows"] if given.out.is_file() else []
+def run(args: argparse.Namespace) -> None:
+    rows = json.loads(args.out.read_text(encoding="utf-8"))["rows"] if args.out.is_file() else []
     done = {(row["task"], row["seed"]) for row in rows}
-    for seed in given.seeds:
-        for task in given.tasks:
+    for seed in args.seeds:
+        for task in args.tasks:
             if (task, seed) not in done:
-                rows.append(Row(TASKS[task], seed, given).measure())
-                write(given.out, rows)
+                rows.append(Row(TASKS[task], seed, args).measure())
+                write(args.out, rows)
     for name, claim in summarise(rows).items():
         by_task = ", ".join(
             f"{task} {100 * difference['difference']:+.1f} [{100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}]"

@@ -336,10 +336,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
-    given = parser.parse_args()
+    args = parser.parse_args()
     result = json.loads(OUT.read_text()) if OUT.is_file() else {}
-    for section in given.sections:
-        result[section] = SECTIONS[section](given.cache)
+    for section in args.sections:
+        result[section] = SECTIONS[section](args.cache)
         sections = {name: result[name] for name in SECTIONS if name in result}
         write_json(OUT, {"command": "python -m benchmarks.enrollment", **sections, **machine()})
         print(section, json.dumps(result[section]), flush=True)

@@ -236,15 +236,15 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--base", nargs="*", default=FAMILIES, choices=FAMILIES, help="with random weights")
     parser.add_argument("--out", type=Path, default=RESULTS / "export.json")
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
     rates = measure_rates()
     corpus = read_corpus(DEMO / "manifest.csv", rate=16_000, seed=0)
-    flags = f" --whisper DIR/whisper-tiny.en-encoder --whisper-epochs {given.whisper_epochs}" if given.whisper else ""
-    flags += " --moonshine DIR/moonshine-tiny" if given.moonshine else ""
-    flags += " --yamnet" if given.yamnet else ""
+    flags = f" --whisper DIR/whisper-tiny.en-encoder --whisper-epochs {args.whisper_epochs}" if args.whisper else ""
+    flags += " --moonshine DIR/moonshine-tiny" if args.moonshine else ""
+    flags += " --yamnet" if args.yamnet else ""
     result: dict[str, Any] = {
-        "command": f"python -m benchmarks.export{flags} --epochs {given.epochs} --tasks {' '.join(given.tasks)}",
+        "command": f"python -m benchmarks.export{flags} --epochs {args.epochs} --tasks {' '.join(args.tasks)}",
         **machine(),
         "threads": 1,
         "gemm_macs_per_second": {"fp32": rates.fp32, "int8": rates.int8},
@@ -255,23 +255,23 @@ def main() -> None:
     def keep(kind: str, rows: list[dict[str, Any]]) -> None:
         result[kind] += rows
         result["rows"] = [{**row, **accuracies(row, result["tasks"])} for row in result["rows"]]
-        write_json(given.out, result)
+        write_json(args.out, result)
 
     keep("rows", recipe_rows("speech-embedding", pretrained("speech-embedding", 1.28), corpus, rates, "one hop, 80 ms"))
-    of_windows = ((given.whisper, 2.0), (given.moonshine, 2.0), ("ge2e", 1.6), (given.yamnet and "yamnet", 0.96))
+    of_windows = ((args.whisper, 2.0), (args.moonshine, 2.0), ("ge2e", 1.6), (args.yamnet and "yamnet", 0.96))
     for encoder, window in of_windows:
         if encoder:
             name, note = encoder_label(str(encoder)), f"window {window:g} s"
             keep("rows", recipe_rows(name, pretrained(str(encoder), window), corpus, rates, note))
-    for family in given.base:
+    for family in args.base:
         with TemporaryDirectory() as folder:
             encoder = pretrained(str(base_of_random_weights(family, Path(folder))), 1.0)
             name = f"{family.lower()}-base"
             keep("rows", recipe_rows(name, encoder, corpus, rates, "random weights, window 1 s"))
-    for task in given.tasks:
-        keep("tasks", [task_row(task, "speech-embedding", given.epochs, 1.28, given.seed, given.cache)])
-    if given.whisper and given.tasks and given.whisper_epochs:
-        row = task_row(given.tasks[0], str(given.whisper), given.whisper_epochs, 2.0, given.seed, given.cache)
+    for task in args.tasks:
+        keep("tasks", [task_row(task, "speech-embedding", args.epochs, 1.28, args.seed, args.cache)])
+    if args.whisper and args.tasks and args.whisper_epochs:
+        row = task_row(args.tasks[0], str(args.whisper), args.whisper_epochs, 2.0, args.seed, args.cache)
         keep("tasks", [row])
 
 

@@ -297,16 +297,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"parts to run: {', '.join(PARTS)} (default: all)")
     parser.add_argument("--out", type=Path, default=OUT)
-    given = parser.parse_args()
-    if unknown := set(given.parts) - set(PARTS):
+    args = parser.parse_args()
+    if unknown := set(args.parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
     model = load("speakers")
-    for part in given.parts or PARTS:
+    for part in args.parts or PARTS:
         with tempfile.TemporaryDirectory(prefix="confit-faults-") as folder:
             row = PARTS[part](Path(folder), model)
-        found = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
+        found = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
         found |= {"command": "python -m benchmarks.faults", part: row, **machine()}
-        write_json(given.out, found)
+        write_json(args.out, found)
         print(part, row, flush=True)
 
 

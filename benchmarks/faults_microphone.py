@@ -138,14 +138,14 @@ def row(model: Model, hit_during: str, fault: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "faults.json")
-    given = parser.parse_args()
+    args = parser.parse_args()
     model = load("digits")
     rows = []
     for struck, faults in STRUCK.items():
         for fault in faults:
             rows.append(row(model, struck, fault))
             print(rows[-1], flush=True)
-    result = json.loads(given.out.read_text(encoding="utf-8")) if given.out.is_file() else {}
+    result = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
     result["microphone"] = {
         "command": "python -m benchmarks.faults_microphone",
         "model": "digits",
@@ -154,7 +154,7 @@ def main() -> None:
         "rows": rows,
         **machine(),
     }
-    write_json(given.out, result)
+    write_json(args.out, result)
 
 
 if __name__ == "__main__":

@@ -90,11 +90,11 @@ def main() -> None:
     parser.add_argument("--prints", type=int, default=1_000_000, help="number of prints in the large gallery")
     parser.add_argument("--sections", nargs="+", default=["exact", "index"], choices=["exact", "index"])
     parser.add_argument("--out", type=Path, default=OUT)
-    given = parser.parse_args()
-    given.work.mkdir(parents=True, exist_ok=True)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
     model = load("speakers")
     levels = Levels.of(model.contract, None, None)
-    result = json.loads(given.out.read_text(encoding="utf-8")) if given.out.is_file() else {}
+    result = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
     result |= {
         "command": "python -m benchmarks.gallery",
         "seed": SEED,
@@ -103,8 +103,8 @@ def main() -> None:
         "prints_a_name": PRINTS_A_NAME,
         **machine(),
     }
-    for label in given.sections:
-        size = 100_000 if label == "exact" else given.prints
+    for label in args.sections:
+        size = 100_000 if label == "exact" else args.prints
         names = size // PRINTS_A_NAME
         prints, queries = prints_like(model.cohort, names, np.random.default_rng(SEED))
         owners = np.repeat(np.arange(names), PRINTS_A_NAME)
@@ -113,7 +113,7 @@ def main() -> None:
         latencies, best = timed(exact, queries)
         row: dict[str, Any] = {**machine(), "prints": len(prints), "exact": latencies}
         if label == "index":
-            ids, path = np.arange(1, len(prints) + 1), given.work / "large.index"
+            ids, path = np.arange(1, len(prints) + 1), args.work / "large.index"
             start = time.perf_counter()
             digest = build_index(path, ids, prints)
             row["build_s"] = round(time.perf_counter() - start, 1)
@@ -132,7 +132,7 @@ def main() -> None:
             path.unlink()
         result[label] = {**row, "load_average": round(os.getloadavg()[0], 1)}
         print(label, row, flush=True)
-        write_json(given.out, result)
+        write_json(args.out, result)
 
 
 def _recall(nearest: dict[int, list[set[int]]], search: IndexSearch, queries: Floats) -> dict[str, float]:

@@ -82,7 +82,7 @@ def spoken(voices: Voices, first: str, second: str, pause_s: float, rng: np.rand
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "handover.json")
-    given = parser.parse_args()
+    args = parser.parse_args()
     voices, words, model = Voices(), load("digits"), load("speakers")
     named: dict[tuple[str, float], list[list[tuple[bool, bool]]]] = defaultdict(list)
     for draw in range(DRAWS):
@@ -122,7 +122,7 @@ def main() -> None:
         "rows": rows,
         **machine(),
     }
-    write_json(given.out, result)
+    write_json(args.out, result)
     for entry in rows:
         print(entry)
 

@@ -67,9 +67,9 @@ class Job:
 
 
 def main() -> None:
-    given = arguments()
+    args = arguments()
     try:
-        run(given)
+        run(args)
     except ConfitError as error:
         sys.exit(f"pairtune: {error}")
 
@@ -88,21 +88,21 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(given: argparse.Namespace) -> None:
-    rows = read_rows(given.out)
-    requested = jobs_of(given)
+def run(args: argparse.Namespace) -> None:
+    rows = read_rows(args.out)
+    requested = jobs_of(args)
     missing, rows_by_key = missing_jobs(requested, rows), by_key(rows)
-    jobs = [job for job in requested if job not in missing] if given.again else missing
+    jobs = [job for job in requested if job not in missing] if args.again else missing
     if jobs:
         os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # the processes read these when they load torch
         rates = {name: seconds_per_clip(name) for name in {job.encoder for job in jobs}}
-        cost = {job: job.passes(given.again) * rates[job.encoder] for job in jobs}
+        cost = {job: job.passes(args.again) * rates[job.encoder] for job in jobs}
         processor = sum(cost.values()) / 60
-        action = "again" if given.again else "to go"
+        action = "again" if args.again else "to go"
         say(f"{len(jobs)} rows {action} ({len(rows)} there): about {processor:.0f} minutes of processor time,")
-        say(f"{processor / given.jobs:.0f} minutes with {given.jobs} processes; written to {given.out} after each")
+        say(f"{processor / args.jobs:.0f} minutes with {args.jobs} processes; written to {args.out} after each")
         started, done = time.monotonic(), 0.0
-        with workers(given.jobs, threads=1, advice="try fewer --jobs") as pool:
+        with workers(args.jobs, threads=1, advice="try fewer --jobs") as pool:
             futures = {
                 pool.submit(
                     measure, job.task, job.manifest, job.encoder, job.seed, job.plan, rows_by_key.get(job.key)
@@ -112,7 +112,7 @@ def run(given: argparse.Namespace) -> None:
             for future in as_completed(futures):
                 job, row = futures[future], future.result()
                 rows_by_key[job.key] = row
-                write(given.out, list(rows_by_key.values()))
+                write(args.out, list(rows_by_key.values()))
                 done += cost[job]
                 remaining = (time.monotonic() - started) * (sum(cost.values()) / done - 1) / 60
                 found = ", ".join(f"{key} {100 * row[key]:.1f}" for key in SHOWN)
@@ -143,19 +143,19 @@ def shared_recipe() -> dict[str, Any]:
     return {key: value for key, value in Recipe().to_dict().items() if key not in own}
 
 
-def jobs_of(given: argparse.Namespace) -> list[Job]:
+def jobs_of(args: argparse.Namespace) -> list[Job]:
     """Return all jobs, with one seed of every task and encoder before the next seed."""
     say("building the tasks")
-    for name in given.encoders:
+    for name in args.encoders:
         if not Path(name).is_dir() and "/" in name:
             raise UsageError(f"{name}: no such directory")
     jobs = []
-    for seed in given.seeds:
-        for task in given.tasks:
-            manifest = build(TASKS[task], given.cache, seed)
+    for seed in args.seeds:
+        for task in args.tasks:
+            manifest = build(TASKS[task], args.cache, seed)
             clips = Counter(line.rpartition(",")[2] for line in manifest.read_text(encoding="utf-8").splitlines())
-            for encoder in given.encoders:
-                plan = Plan.of(encoder, given.epochs or TASKS[task].epochs, given.long)
+            for encoder in args.encoders:
+                plan = Plan.of(encoder, args.epochs or TASKS[task].epochs, args.long)
                 jobs.append(Job(task, encoder, seed, manifest, clips, plan))
     return jobs
 

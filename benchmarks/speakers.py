@@ -239,11 +239,11 @@ def main() -> None:
     )
     parser.add_argument("--model", default="speakers")
     parser.add_argument("--out", type=Path, default=OUT)
-    given = parser.parse_args()
-    chosen = [voice for voice in voices(given.cache) if voice.split == given.split]
+    args = parser.parse_args()
+    chosen = [voice for voice in voices(args.cache) if voice.split == args.split]
     drawn = {(seed, voice.name): draw(voice, seed) for voice in chosen for seed in range(SEEDS)}
     clips = [clip for one in drawn.values() for clip in [*one.enroll, *one.ask]]
-    model = load(given.model)
+    model = load(args.model)
     levels = Levels.of(model.contract, None, None)
     embeddings: dict[int, Floats | None] = {}
     refused = 0
@@ -260,8 +260,8 @@ def main() -> None:
         "volunteers, a language each": {v.name for v in chosen if v.origin in ("klettres", "ktuberling")},
     }
     sides: dict[str, list[Asked]] = {"confit-edge": questions(drawn, embeddings, ours(model.cohort, levels))}
-    if given.peer:
-        theirs = dict(zip(map(id, clips), peer_embeddings(given.peer, clips), strict=True))
+    if args.peer:
+        theirs = dict(zip(map(id, clips), peer_embeddings(args.peer, clips), strict=True))
         sides["resemblyzer"] = questions(drawn, dict(theirs), resemblyzer(CONFIDENT))
         best = min(
             np.arange(0.5, 0.95, 0.01),
@@ -271,9 +271,9 @@ def main() -> None:
             drawn, dict(theirs), resemblyzer(float(best))
         )
     result = {
-        "command": f"python -m benchmarks.speakers{' --peer PYTHON' if given.peer else ''}"
-        + ("" if given.split == "test" else f" --split {given.split}"),
-        "split": given.split,
+        "command": f"python -m benchmarks.speakers{' --peer PYTHON' if args.peer else ''}"
+        + ("" if args.split == "test" else f" --split {args.split}"),
+        "split": args.split,
         "seeds": SEEDS,
         "enrolled": "3 utterances of 3 s and identified from 6 of 3 s, of other recordings",
         "voices": [voice.name for voice in chosen],
@@ -290,10 +290,10 @@ def main() -> None:
             }
             for name, asked in sides.items()
         },
-        **({"resemblyzer_best_threshold": round(float(best), 2)} if given.peer else {}),
+        **({"resemblyzer_best_threshold": round(float(best), 2)} if args.peer else {}),
         **machine(),
     }
-    write_json(given.out, result)
+    write_json(args.out, result)
     for name in sides:
         print(
             name,

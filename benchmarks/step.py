@@ -98,11 +98,11 @@ def main() -> None:
     parser.add_argument("--encoders", nargs="+", default=["speech-embedding"], help="names or local directories")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--out", type=Path, default=RESULTS / "training.json")
-    given = parser.parse_args()
+    args = parser.parse_args()
     rows = []
-    for name in given.encoders:
+    for name in args.encoders:
         encoder = pretrained(name, 1.28)
-        recipe = Recipe(epochs=given.epochs)
+        recipe = Recipe(epochs=args.epochs)
         corpus = one_second_clips(read_corpus(DEMO / "manifest.csv", rate=encoder.sample_rate, seed=0))
         torch.set_num_threads(1)
         ratio = step_ratio(encoder, corpus, recipe)
@@ -110,9 +110,9 @@ def main() -> None:
         seconds = epoch_seconds(pretrained(name, 1.28), corpus, recipe)
         rows.append({"encoder": encoder_label(name), "step_ratio": round(ratio, 3), "epoch_seconds": seconds})
         print(rows[-1])
-    command = f"python -m benchmarks.step --encoders {' '.join(encoder_argument(encoder_label(name)) for name in given.encoders)}"
+    command = f"python -m benchmarks.step --encoders {' '.join(encoder_argument(encoder_label(name)) for name in args.encoders)}"
     write_json(
-        given.out,
+        args.out,
         {"command": command, "clips": CLIPS, "clip_seconds": 1.0, "threads": 2, **machine(), "rows": rows},
     )
 

@@ -142,22 +142,22 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS / "streaming.json")
-    given = parser.parse_args()
+    args = parser.parse_args()
     load_before = os.getloadavg()[0]
-    files = {"fp32": given.fp32, "int8": given.int8, "fp32_fused": given.fused[0], "int8_fused": given.fused[1]}
-    steps = step_time.compare(files, environments.published(given.cache, environments.EMBEDDING))
+    files = {"fp32": args.fp32, "int8": args.int8, "fp32_fused": args.fused[0], "int8_fused": args.fused[1]}
+    steps = step_time.compare(files, environments.published(args.cache, environments.EMBEDDING))
     models = {name: load(path) for name, path in files.items()}
     ours = in_process(models)
-    run = programs(given.cache, given.int8.resolve(), given.rounds)
+    run = programs(args.cache, args.int8.resolve(), args.rounds)
     seconds = 60 * MINUTES
     fastest = max(models, key=lambda name: ours[name]["streams_per_core"])
     write_json(
-        given.out,
+        args.out,
         {
             "command": "for fused in '' -fused; do for kind in fp32 int8; do confit-edge export RUN -o $kind$fused.onnx"
             " $([ $kind = fp32 ] && echo --no-quantize) ${fused:+--fuse-activations}; done; done;"
             " python -m benchmarks.streaming fp32.onnx int8.onnx --fused fp32-fused.onnx int8-fused.onnx"
-            f" --rounds {given.rounds}",
+            f" --rounds {args.rounds}",
             **{f"step_ratio_{name}": steps["one_hop"][name]["ratio"] for name in files},
             "listen_cpu_rtf": round(run["listen"]["cpu_s"] / seconds, 5),
             "pyopen_cpu_rtf": round(run["pyopen"]["cpu_s"] / seconds, 5),
@@ -170,12 +170,12 @@ def main() -> None:
             "peers": PEERS,
             "load_average": {"before": round(load_before, 1), "after": round(os.getloadavg()[0], 1)},
             "audio_seconds": seconds,
-            "rounds": given.rounds,
+            "rounds": args.rounds,
             "threads": 1,
             "details": {"steps": steps, "models": ours, "programs": run, "fastest": fastest},
         },
     )
-    print(given.out.relative_to(ROOT) if given.out.is_relative_to(ROOT) else given.out)
+    print(args.out.relative_to(ROOT) if args.out.is_relative_to(ROOT) else args.out)
 
 
 if __name__ == "__main__":

@@ -128,16 +128,16 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--list", action="store_true", help="only list what each task holds, without writing manifests")
-    given = parser.parse_args()
-    if unknown := set(given.tasks) - set(TASKS):
+    args = parser.parse_args()
+    if unknown := set(args.tasks) - set(TASKS):
         parser.error(f"unknown task {', '.join(sorted(unknown))}; choose from {', '.join(TASKS)}")
     try:
-        for name in given.tasks or TASKS:
+        for name in args.tasks or TASKS:
             task = TASKS[name]
-            if given.list:
-                print(f"{name:12s} {summary(draw(unique(task.gather(given.cache)), task, given.seed))}; {task.about}")
+            if args.list:
+                print(f"{name:12s} {summary(draw(unique(task.gather(args.cache)), task, args.seed))}; {task.about}")
             else:
-                print(build(task, given.cache, given.seed))
+                print(build(task, args.cache, args.seed))
     except ConfitError as error:
         sys.exit(f"tasks: {error}")
 

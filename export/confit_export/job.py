@@ -25,7 +25,7 @@ from confit_export.model_file import draft_contract, load_provisional
 from confit_export.qat import fine_tune
 from confit_export.quantize import PRECISION, Quantizer, Scheme
 from confit_export.rewrite import keep_states_int8
-from confit_export.search import Say, SearchResult, layers_to_quantise, search
+from confit_export.search import Say, SearchResult, layers_to_quantize, search
 from confit_export.sensitivity import validation_windows
 from confit_export.targets import Target, preset
 from confit_runtime.contract import Contract
@@ -178,7 +178,7 @@ class ExportJob:
         after = self._quantizer(assembled, quantisation)
         cosine_before, cosine_after = (
             self._judge(
-                quantizer(layers_to_quantise(quantizer.layers, quantisation.keep_fp32)), precision="int8"
+                quantizer(layers_to_quantize(quantizer.layers, quantisation.keep_fp32)), precision="int8"
             ).cosine
             for quantizer in (before, after)
         )

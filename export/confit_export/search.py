@@ -45,7 +45,7 @@ def search(
     `keep` holds the beginnings of names of layers that stay in fp32 from the start. At most half of the layers are given
     up: beyond that a model is better left in fp32. Raises UsageError when an entry of `keep` matches no layer.
     """
-    kept, wanted = kept_by_name(quantizer.layers, keep), layers_to_quantise(quantizer.layers, keep)
+    kept, wanted = kept_by_name(quantizer.layers, keep), layers_to_quantize(quantizer.layers, keep)
     graph = quantizer(wanted)
     with_all_layers = SearchResult(graph, wanted, kept, judge(graph), None)
     if not with_all_layers.verdict.failures or not wanted:
@@ -70,7 +70,7 @@ def search(
     return SearchResult(with_all_layers.graph, wanted, kept, with_all_layers.verdict, sensitivity)
 
 
-def layers_to_quantise(layers: tuple[str, ...], keep: tuple[str, ...]) -> list[str]:
+def layers_to_quantize(layers: tuple[str, ...], keep: tuple[str, ...]) -> list[str]:
     """The layers that `keep` does not match. Raises UsageError if `keep` leaves no layer to quantise."""
     kept = kept_by_name(layers, keep)
     quantised = [layer for layer in layers if layer not in kept]
