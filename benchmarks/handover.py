@@ -57,11 +57,11 @@ class Voices:
 
 
 def enroll(gallery: Gallery, model: Model, voices: Voices, names: list[str]) -> None:
-    said = [voices.others[at * SENTENCE : (at + 1) * SENTENCE] for at in range(SENTENCES)]
+    sentences = [voices.others[at * SENTENCE : (at + 1) * SENTENCE] for at in range(SENTENCES)]
     for name in names:
-        taken = [extract_prints(model, voices.sentence(name, words), "speaker", name) for words in said]
-        embeddings = np.concatenate([one.embeddings for one in taken])
-        seconds = sum(one.seconds for one in taken)
+        takes = [extract_prints(model, voices.sentence(name, words), "speaker", name) for words in sentences]
+        embeddings = np.concatenate([take_.embeddings for take_ in takes])
+        seconds = sum(take_.seconds for take_ in takes)
         gallery.enroll(name, embeddings, sources=[name] * len(embeddings), voiced_s=seconds)
 
 
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "handover.json")
     args = parser.parse_args()
     voices, words, model = Voices(), load("digits"), load("speakers")
-    named: dict[tuple[str, float], list[list[tuple[bool, bool]]]] = defaultdict(list)
+    outcomes: dict[tuple[str, float], list[list[tuple[bool, bool]]]] = defaultdict(list)
     for draw in range(DRAWS):
         rng = np.random.default_rng(draw)
         order = [str(name) for name in rng.permutation(voices.names)]
@@ -95,25 +95,25 @@ def main() -> None:
         ):
             enroll(gallery, model, voices, enrolled)
             stream, tap = words.stream(), SpeakerTap(model, gallery)
-            for who in SPEAKERS:
+            for speaker in SPEAKERS:
                 for pause_s in PAUSES_S:
-                    found = []
+                    attributions = []
                     for _ in range(TIMES):
                         first, another = (str(name) for name in rng.permutation(enrolled)[:2])
                         second = {SPEAKERS[0]: first, SPEAKERS[1]: another, SPEAKERS[2]: str(rng.choice(strangers))}[
-                            who
+                            speaker
                         ]
                         clip, begins = spoken(voices, first, second, pause_s, rng)
                         listener = Listener([stream], "clip", RATE, taps=[tap])
                         events = [*listener.take((clip, RATE)), *listener.finish()]
-                        found += [
+                        attributions += [
                             (event.speaker == first, event.speaker == second)
                             for event in events
                             if isinstance(event, Detection) and event.end_s > begins
                         ]
-                    named[who, pause_s].append(found)
+                    outcomes[speaker, pause_s].append(attributions)
         print(f"draw {draw + 1} of {DRAWS}", flush=True)
-    rows = [row(who, pause_s, draws) for (who, pause_s), draws in named.items()]
+    rows = [row(speaker, pause_s, draws) for (speaker, pause_s), draws in outcomes.items()]
     result = {
         "command": "python -m benchmarks.handover",
         "voices": voices.names,
@@ -127,14 +127,14 @@ def main() -> None:
         print(entry)
 
 
-def row(who: str, pause_s: float, draws: list[list[tuple[bool, bool]]]) -> dict[str, object]:
+def row(speaker: str, pause_s: float, draws: list[list[tuple[bool, bool]]]) -> dict[str, object]:
     """Return the shares of detected words attributed to the voice before the pause, and to the voice that spoke."""
-    draw_of = [str(number) for number, found in enumerate(draws) for _ in found]
-    entry: dict[str, object] = {"who": who, "pause_s": pause_s, "words": len(draw_of)}
+    draw_of = [str(number) for number, attributions in enumerate(draws) for _ in attributions]
+    entry: dict[str, object] = {"who": speaker, "pause_s": pause_s, "words": len(draw_of)}
     for column, name in enumerate(("named_first", "named_who_spoke")):
-        named = [word[column] for found in draws for word in found]
-        entry[name] = round(sum(named) / len(named), 4)
-        entry[f"{name}_interval"] = [round(bound, 4) for bound in grouped_share_interval(named, draw_of, 0.95)]
+        attributed = [word[column] for attributions in draws for word in attributions]
+        entry[name] = round(sum(attributed) / len(attributed), 4)
+        entry[f"{name}_interval"] = [round(bound, 4) for bound in grouped_share_interval(attributed, draw_of, 0.95)]
     return entry
 
 

@@ -33,28 +33,28 @@ ENGLISH = ("en", "en_GB")
 
 def recordings(cache: Path = CACHE) -> dict[str, list[Path]]:
     """Return the sound files of each recording, by the recording's name."""
-    found: dict[str, list[Path]] = defaultdict(list)
+    paths_by_name: dict[str, list[Path]] = defaultdict(list)
     packages, decoded = cache / "packages", cache / "decoded"
     fillets = packages / "fillets-ng-data-cs/usr/share/games/fillets-ng/sound"
     for path in sorted(fillets.rglob("*.ogg")):
-        found[f"fillets-{path.relative_to(fillets).parts[0]}"].append(path)
+        paths_by_name[f"fillets-{path.relative_to(fillets).parts[0]}"].append(path)
     for name in ("singularity-music", "wesnoth-1.16-music"):
         for path in sorted((packages / name).rglob("*.ogg")):
-            found[f"{name.split('-')[0]}-{path.stem.replace(' ', '_')}"].append(path)
+            paths_by_name[f"{name.split('-')[0]}-{path.stem.replace(' ', '_')}"].append(path)
     for path in sorted((decoded / "asterisk-moh-opsound-g722").rglob("*.flac")):
         if path.stem not in USED_BY_THE_DEMO:
-            found[f"moh-{path.stem}"].append(path)
+            paths_by_name[f"moh-{path.stem}"].append(path)
     prompts = sorted((decoded / "asterisk-core-sounds-es-g722").rglob("*.flac"))
-    found["prompts-es"] = [path for path in prompts if not {"digits", "silence"} & set(path.parts)]
+    paths_by_name["prompts-es"] = [path for path in prompts if not {"digits", "silence"} & set(path.parts)]
     ktuberling = packages / "ktuberling-data/usr/share/ktuberling/sounds"
     for path in sorted(ktuberling.rglob("*.ogg")):
         if path.relative_to(ktuberling).parts[0] not in ENGLISH:
-            found[f"ktuberling-{path.relative_to(ktuberling).parts[0]}"].append(path)
+            paths_by_name[f"ktuberling-{path.relative_to(ktuberling).parts[0]}"].append(path)
     klettres = packages / "klettres-data/usr/share/klettres"
     for path in sorted(klettres.glob("*/alpha/*.ogg")):
         if path.parent.parent.name not in ENGLISH:
-            found[f"klettres-{path.parent.parent.name}"].append(path)
-    return dict(found)
+            paths_by_name[f"klettres-{path.parent.parent.name}"].append(path)
+    return dict(paths_by_name)
 
 
 def folder(cache: Path = CACHE) -> Path:
@@ -63,7 +63,7 @@ def folder(cache: Path = CACHE) -> Path:
 
 def join(cache: Path = CACHE) -> list[Path]:
     """Join each recording into one file, unless it exists; return the distinct ones (one voice has several names)."""
-    made: dict[bytes, Path] = {}
+    distinct: dict[bytes, Path] = {}
     for name, paths in recordings(cache).items():
         out = folder(cache) / f"{name}.wav"
         if not out.is_file():
@@ -73,8 +73,8 @@ def join(cache: Path = CACHE) -> list[Path]:
             temporary = out.with_suffix(".partial")
             soundfile.write(temporary, np.concatenate(parts[:-1]), RATE, format="WAV", subtype="PCM_16")
             os.replace(temporary, out)
-        made.setdefault(hashlib.sha256(out.read_bytes()).digest(), out)
-    return list(made.values())
+        distinct.setdefault(hashlib.sha256(out.read_bytes()).digest(), out)
+    return list(distinct.values())
 
 
 def _read(path: Path) -> Pcm:
@@ -86,9 +86,9 @@ def _read(path: Path) -> Pcm:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=CACHE)
-    made = join(parser.parse_args().cache)
-    hours = sum(soundfile.info(path).duration for path in made) / 3600
-    print(f"{len(made)} recordings, {hours:.2f} hours")
+    paths = join(parser.parse_args().cache)
+    hours = sum(soundfile.info(path).duration for path in paths) / 3600
+    print(f"{len(paths)} recordings, {hours:.2f} hours")
 
 
 if __name__ == "__main__":

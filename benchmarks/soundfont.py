@@ -103,16 +103,16 @@ def extract(font: Path, target: Path, *, seconds: tuple[float, float] = (0.25, 1
 
 
 def _zones(
-    parts: dict[bytes, bytes], owners: bytes, layout: np.dtype, bags: bytes, generators: bytes, wanted: int
+    parts: dict[bytes, bytes], owners: bytes, layout: np.dtype, bags: bytes, generators: bytes, operator: int
 ) -> list[tuple[np.void, list[int]]]:
-    """Return each owner (preset or instrument) with the values of the generator `wanted` in its zones."""
+    """Return each owner (preset or instrument) with the values of the generator `operator` in its zones."""
     records, bag = np.frombuffer(parts[owners], layout), np.frombuffer(parts[bags], BAG)["generator"]
     generator = np.frombuffer(parts[generators], GENERATOR)
-    found = []
+    values = []
     for record, after in pairwise(records):
         inside = generator[bag[record["bag"]] : bag[after["bag"]]]
-        found.append((record, [int(value) for value in inside["value"][inside["kind"] == wanted]]))
-    return found
+        values.append((record, [int(value) for value in inside["value"][inside["kind"] == operator]]))
+    return values
 
 
 def _chunks(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:

@@ -39,20 +39,22 @@ class Sound:
 
 def speakers(cache: Path) -> list[Sound]:
     """One class per speaker and language; the group is the phrase, by any speaker."""
-    found: dict[str, list[tuple[Path, str]]] = defaultdict(list)
+    by_phrase: dict[str, list[tuple[Path, str]]] = defaultdict(list)
     for path in _between(_prompts(cache), 0.3, 2.0):
         phrase = path.relative_to(_language_folder(cache, path)).with_suffix("")
         if phrase.parts[0] != "silence":
-            found[f"asterisk-{path.relative_to(cache / 'decoded').parts[0].split('-')[3]}"].append((path, str(phrase)))
+            by_phrase[f"asterisk-{path.relative_to(cache / 'decoded').parts[0].split('-')[3]}"].append(
+                (path, str(phrase))
+            )
     for name, folder in (("klettres", "klettres"), ("ktuberling", "ktuberling/sounds")):
         root = cache / "packages" / f"{name}-data" / "usr/share" / folder
         for path in _between(root.rglob("*.ogg"), 0.3, 2.0):
-            found[f"{name}-{path.relative_to(root).parts[0]}"].append((path, path.stem.lower()))
-    most = sorted(found, key=lambda speaker: (-len(found[speaker]), speaker))[:35]
+            by_phrase[f"{name}-{path.relative_to(root).parts[0]}"].append((path, path.stem.lower()))
+    most = sorted(by_phrase, key=lambda speaker: (-len(by_phrase[speaker]), speaker))[:35]
     return [
         Sound(path, speaker, phrase, _by_hash(phrase, val=0.2, test=0.35))
         for speaker in sorted(most)
-        for path, phrase in found[speaker]
+        for path, phrase in by_phrase[speaker]
     ]
 
 
@@ -114,7 +116,9 @@ def instruments(cache: Path) -> list[Sound]:
     Presets of one family that share samples form one group. A sample used by two families is left out.
     """
     root = cache / "decoded/fluid-soundfont-gm"
-    presets = [one for one in json.loads((root / "presets.json").read_text()) if one["program"] // 8 < len(FAMILIES)]
+    presets = [
+        entry for entry in json.loads((root / "presets.json").read_text()) if entry["program"] // 8 < len(FAMILIES)
+    ]
     families = defaultdict(set)
     for preset in presets:
         for file in preset["samples"]:
@@ -122,11 +126,13 @@ def instruments(cache: Path) -> list[Sound]:
     sounds = []
     for family, label in enumerate(FAMILIES):
         groups: list[tuple[set[str], set[str]]] = []  # names of presets, and the files they play
-        for preset in sorted((one for one in presets if one["program"] // 8 == family), key=lambda one: one["name"]):
+        for preset in sorted(
+            (entry for entry in presets if entry["program"] // 8 == family), key=lambda entry: entry["name"]
+        ):
             names, files = {preset["name"]}, {file for file in preset["samples"] if len(families[file]) == 1}
-            for other in [group for group in groups if group[1] & files]:
-                groups.remove(other)
-                names, files = names | other[0], files | other[1]
+            for overlapping in [group for group in groups if group[1] & files]:
+                groups.remove(overlapping)
+                names, files = names | overlapping[0], files | overlapping[1]
             if files:
                 groups.append((names, files))
         groups.sort(key=lambda group: hashlib.sha256(" ".join(sorted(group[0])).encode()).digest())
@@ -142,18 +148,18 @@ TEST_LOCALES = ("asterisk-fr", "klettres-en_GB", "klettres-es", "klettres-nds", 
 
 def letters(cache: Path) -> list[Sound]:
     """The letters a to z as pronounced in each locale; the group is the locale, which has one speaker."""
-    found = []
+    entries = []
     for path in _prompts(cache):
         if path.parent.name == "letters" and len(path.stem) == 1:
-            found.append((path, path.stem, f"asterisk-{path.relative_to(cache / 'decoded').parts[0].split('-')[3]}"))
+            entries.append((path, path.stem, f"asterisk-{path.relative_to(cache / 'decoded').parts[0].split('-')[3]}"))
     root = cache / "packages/klettres-data/usr/share/klettres"
     for locale in ("da", "de", "en", "en_GB", "es", "fr", "hu", "it", "nb", "nds", "pt_BR"):
         for path in (root / locale / "alpha").glob("*.ogg"):
-            found.append((path, _letter(path.stem, locale), f"klettres-{locale}"))
+            entries.append((path, _letter(path.stem, locale), f"klettres-{locale}"))
     split = {**dict.fromkeys(VAL_LOCALES, "val"), **dict.fromkeys(TEST_LOCALES, "test")}
     return [
         Sound(path, letter, locale, split.get(locale, "train"))
-        for path, letter, locale in found
+        for path, letter, locale in entries
         if letter in string.ascii_lowercase and letter and locale != "asterisk-ru"
     ]
 

@@ -55,7 +55,7 @@ np.save(sys.argv[2], np.stack([encoder.embed_utterance(preprocess_wav(clip, 1600
 
 
 @dataclass(frozen=True)
-class Asked:
+class QueryResult:
     """One utterance as a query: the score of every enrolled voice, and who was named."""
 
     seed: int
@@ -69,30 +69,32 @@ class Asked:
 Answer = Callable[[dict[str, Floats], Floats], tuple[dict[str, float], str | None]]
 
 
-def questions(drawn: dict[tuple[int, str], Draw], embeddings: dict[int, Floats | None], answer: Answer) -> list[Asked]:
+def run_queries(
+    draws: dict[tuple[int, str], Draw], embeddings: dict[int, Floats | None], answer: Answer
+) -> list[QueryResult]:
     """Ask every utterance of all voices of its seed, and of a random half of them."""
-    asked = []
-    for seed in sorted({seed for seed, _ in drawn}):
-        here = {name: one for (number, name), one in drawn.items() if number == seed}
+    results = []
+    for seed in sorted({seed for seed, _ in draws}):
+        seed_draws = {name: seed_draw for (number, name), seed_draw in draws.items() if number == seed}
         prints = {
-            name: np.stack([found for clip in one.enroll if (found := embeddings[id(clip)]) is not None])
-            for name, one in here.items()
+            name: np.stack([embedding for clip in seed_draw.enroll if (embedding := embeddings[id(clip)]) is not None])
+            for name, seed_draw in seed_draws.items()
         }
-        half = set(np.random.default_rng([seed, 1]).permutation(sorted(here))[: len(here) // 2])
-        few = {name: rows for name, rows in prints.items() if name in half}
-        for name, one in here.items():
-            for clip in one.ask:
+        half = set(np.random.default_rng([seed, 1]).permutation(sorted(seed_draws))[: len(seed_draws) // 2])
+        half_prints = {name: rows for name, rows in prints.items() if name in half}
+        for name, seed_draw in seed_draws.items():
+            for clip in seed_draw.ask:
                 query = embeddings[id(clip)]
                 if query is None:  # too little voice: the query is refused, so nobody is named
-                    scores, named, of_half = dict.fromkeys(here, -1.0), None, None
+                    scores, named, of_half = dict.fromkeys(seed_draws, -1.0), None, None
                 else:
                     scores, named = answer(prints, query)
-                    _, of_half = answer(few, query)
-                asked.append(Asked(seed, name, scores, named, of_half, name not in half))
-    return asked
+                    _, of_half = answer(half_prints, query)
+                results.append(QueryResult(seed, name, scores, named, of_half, name not in half))
+    return results
 
 
-def ours(cohort: Floats, levels: Levels) -> Answer:
+def confit_edge_answer(cohort: Floats, levels: Levels) -> Answer:
     """Answer as `identify` and `verify` do."""
 
     def answer(prints: dict[str, Floats], query: Floats) -> tuple[dict[str, float], str | None]:
@@ -106,7 +108,7 @@ def ours(cohort: Floats, levels: Levels) -> Answer:
     return answer
 
 
-def resemblyzer(threshold: float) -> Answer:
+def resemblyzer_answer(threshold: float) -> Answer:
     """Answer by cosine with the mean of a speaker's embeddings: the nearest, if it is above the threshold."""
 
     def answer(prints: dict[str, Floats], query: Floats) -> tuple[dict[str, float], str | None]:
@@ -117,117 +119,132 @@ def resemblyzer(threshold: float) -> Answer:
     return answer
 
 
-def measures(asked: list[Asked]) -> dict[str, float]:
+def compute_measures(results: list[QueryResult]) -> dict[str, float]:
     """Return the measures of the queries.
 
     `closed_accuracy` is the share whose best score is the right voice's, with no query refused. `open_error` has half of the
     voices enrolled: the mean of the share of their utterances not named rightly (`open_missed`), and the share of strangers'
     utterances that get a name (`open_taken`). `eer` compares each utterance with each voice.
     """
-    genuine = np.array([one.scores[one.voice] for one in asked])
-    others = np.concatenate([[score for name, score in one.scores.items() if name != one.voice] for one in asked])
-    missed = float(np.mean([_missed(one) for one in asked if not one.stranger]))
-    taken = float(np.mean([_taken(one) for one in asked if one.stranger]))
+    genuine = np.array([result.scores[result.voice] for result in results])
+    impostor = np.concatenate(
+        [[score for name, score in result.scores.items() if name != result.voice] for result in results]
+    )
+    missed = float(np.mean([_is_missed(result) for result in results if not result.stranger]))
+    taken = float(np.mean([_is_false_accept(result) for result in results if result.stranger]))
     return {
-        "closed_accuracy": float(np.mean([_nearest(one) for one in asked])),
+        "closed_accuracy": float(np.mean([_is_nearest(result) for result in results])),
         "open_error": (missed + taken) / 2,
         "open_missed": missed,
         "open_taken": taken,
-        "eer": _eer(genuine, others),
+        "eer": _eer(genuine, impostor),
     }
 
 
-def _nearest(one: Asked) -> bool:
-    return max(one.scores, key=lambda name: one.scores[name]) == one.voice
+def _is_nearest(result: QueryResult) -> bool:
+    return max(result.scores, key=lambda name: result.scores[name]) == result.voice
 
 
-def _missed(one: Asked) -> bool:
-    return one.named_of_half != one.voice
+def _is_missed(result: QueryResult) -> bool:
+    return result.named_of_half != result.voice
 
 
-def _taken(one: Asked) -> bool:
-    return one.named_of_half is not None
+def _is_false_accept(result: QueryResult) -> bool:
+    return result.named_of_half is not None
 
 
-def _eer(genuine: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> float:
-    return equal_error_rate(np.concatenate([genuine, others]), np.repeat([True, False], [len(genuine), len(others)]))
+def _eer(genuine: npt.NDArray[np.float64], impostor: npt.NDArray[np.float64]) -> float:
+    return equal_error_rate(
+        np.concatenate([genuine, impostor]), np.repeat([True, False], [len(genuine), len(impostor)])
+    )
 
 
-def with_intervals(asked: list[Asked]) -> dict[str, Any]:
+def with_intervals(results: list[QueryResult]) -> dict[str, Any]:
     """Return the measures, each with a 95 % interval over voices, since utterances of one voice resemble each other."""
-    found = intervals(asked)
+    bounds_by_measure = intervals(results)
     return {
-        **{key: round(value, 4) for key, value in measures(asked).items()},
-        "intervals": {key: [round(bound, 4) for bound in bounds] for key, bounds in found.items()},
-        "n": {"utterances": len(asked), "voices": len({one.voice for one in asked})},
+        **{key: round(value, 4) for key, value in compute_measures(results).items()},
+        "intervals": {key: [round(bound, 4) for bound in bounds] for key, bounds in bounds_by_measure.items()},
+        "n": {"utterances": len(results), "voices": len({result.voice for result in results})},
     }
 
 
-def intervals(asked: list[Asked]) -> dict[str, tuple[float, float]]:
+def intervals(results: list[QueryResult]) -> dict[str, tuple[float, float]]:
     """Return the intervals of the measures.
 
     Those of shares are exact, for an effective number of utterances. `open_error` and `eer` are not shares of utterances, so
     their intervals come from resampling voices.
     """
-    enrolled, strange = ([one for one in asked if one.stranger is stranger] for stranger in (False, True))
-    error, rate = _open_error(asked), _verified(asked)
+    enrolled, strangers = ([result for result in results if result.stranger is stranger] for stranger in (False, True))
+    error, rate = _open_error(results), _verification_error(results)
     return {
-        "closed_accuracy": _share_interval(_nearest, asked),
+        "closed_accuracy": _share_interval(_is_nearest, results),
         "open_error": (error.low, error.high),
-        "open_missed": _share_interval(_missed, enrolled),
-        "open_taken": _share_interval(_taken, strange),
+        "open_missed": _share_interval(_is_missed, enrolled),
+        "open_taken": _share_interval(_is_false_accept, strangers),
         "eer": (rate.low, rate.high),
     }
 
 
-def _share_interval(true_of: Callable[[Asked], bool], asked: list[Asked]) -> tuple[float, float]:
-    return grouped_share_interval([true_of(one) for one in asked], [one.voice for one in asked])
+def _share_interval(predicate: Callable[[QueryResult], bool], results: list[QueryResult]) -> tuple[float, float]:
+    return grouped_share_interval([predicate(result) for result in results], [result.voice for result in results])
 
 
-def _open_error(asked: list[Asked]) -> Bootstrapped:
-    resamples = Resamples.of([one.voice for one in asked])
-    rows = [(0, 0, _taken(one), 1) if one.stranger else (_missed(one), 1, 0, 0) for one in asked]
-    missed, enrolled, taken, strange = resamples.totals(np.array(rows, np.float64)).T
+def _open_error(results: list[QueryResult]) -> Bootstrapped:
+    resamples = Resamples.of([result.voice for result in results])
+    rows = [
+        (0, 0, _is_false_accept(result), 1) if result.stranger else (_is_missed(result), 1, 0, 0) for result in results
+    ]
+    missed, enrolled, taken, strangers = resamples.totals(np.array(rows, np.float64)).T
     with np.errstate(invalid="ignore"):  # a draw without strangers, or with no one else, is NaN and left out
-        drawn = (missed / enrolled + taken / strange) / 2
-    worth = worth_of_classes(np.bincount([one.stranger for one in asked], minlength=2))
-    return Bootstrapped.of(measures(asked)["open_error"], drawn, resamples.sizes, worth)
+        drawn = (missed / enrolled + taken / strangers) / 2
+    worth = worth_of_classes(np.bincount([result.stranger for result in results], minlength=2))
+    return Bootstrapped.of(compute_measures(results)["open_error"], drawn, resamples.sizes, worth)
 
 
-def _verified(asked: list[Asked]) -> Bootstrapped:
+def _verification_error(results: list[QueryResult]) -> Bootstrapped:
     """Compare each utterance with each voice, represented by the first utterance of that voice."""
-    owners = [one.voice for one in asked]
-    pairs = [(row, owners.index(name), score) for row, one in enumerate(asked) for name, score in one.scores.items()]
-    one, other, scores = (np.array(column) for column in zip(*pairs, strict=True))
+    owners = [result.voice for result in results]
+    pairs = [
+        (row, owners.index(name), score) for row, result in enumerate(results) for name, score in result.scores.items()
+    ]
+    query_rows, voice_rows, scores = (np.array(column) for column in zip(*pairs, strict=True))
     same = np.array([owners[row] == owners[first] for row, first, _ in pairs])
-    return error_rate(scores, Trials(one, other, same), owners)
+    return error_rate(scores, Trials(query_rows, voice_rows, same), owners)
 
 
-def within(asked: list[Asked], names: set[str]) -> dict[str, float]:
+def within(results: list[QueryResult], names: set[str]) -> dict[str, float]:
     """Return closed accuracy and EER among some voices only, of one language and studio or one kind of recording."""
     kept = [
-        Asked(
-            one.seed, one.voice, {name: score for name, score in one.scores.items() if name in names}, None, None, False
+        QueryResult(
+            result.seed,
+            result.voice,
+            {name: score for name, score in result.scores.items() if name in names},
+            None,
+            None,
+            False,
         )
-        for one in asked
-        if one.voice in names
+        for result in results
+        if result.voice in names
     ]
-    genuine = np.array([one.scores[one.voice] for one in kept])
-    others = np.concatenate([[score for name, score in one.scores.items() if name != one.voice] for one in kept])
+    genuine = np.array([result.scores[result.voice] for result in kept])
+    impostor = np.concatenate(
+        [[score for name, score in result.scores.items() if name != result.voice] for result in kept]
+    )
     return {
         "voices": len(names),
         "utterances": len(kept),
-        "closed_accuracy": round(float(np.mean([_nearest(one) for one in kept])), 4),
-        "eer": round(_eer(genuine, others), 4),
+        "closed_accuracy": round(float(np.mean([_is_nearest(result) for result in kept])), 4),
+        "eer": round(_eer(genuine, impostor), 4),
     }
 
 
 def peer_embeddings(python: str, clips: list[npt.NDArray[np.float32]]) -> Floats:
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "clips.npy", np.stack(clips))
-        given, made = str(Path(folder) / "clips.npy"), str(Path(folder) / "embeddings.npy")
-        subprocess.run([python, "-c", PEER, given, made], check=True)
-        return np.load(made)
+        clips_path, embeddings_path = str(Path(folder) / "clips.npy"), str(Path(folder) / "embeddings.npy")
+        subprocess.run([python, "-c", PEER, clips_path, embeddings_path], check=True)
+        return np.load(embeddings_path)
 
 
 def main() -> None:
@@ -241,8 +258,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     chosen = [voice for voice in voices(args.cache) if voice.split == args.split]
-    drawn = {(seed, voice.name): draw(voice, seed) for voice in chosen for seed in range(SEEDS)}
-    clips = [clip for one in drawn.values() for clip in [*one.enroll, *one.ask]]
+    draws = {(seed, voice.name): draw(voice, seed) for voice in chosen for seed in range(SEEDS)}
+    clips = [clip for voice_draw in draws.values() for clip in [*voice_draw.enroll, *voice_draw.ask]]
     model = load(args.model)
     levels = Levels.of(model.contract, None, None)
     embeddings: dict[int, Floats | None] = {}
@@ -259,16 +276,20 @@ def main() -> None:
         "prompts, four languages": {voice.name for voice in chosen if voice.origin == "prompts"},
         "volunteers, a language each": {v.name for v in chosen if v.origin in ("klettres", "ktuberling")},
     }
-    sides: dict[str, list[Asked]] = {"confit-edge": questions(drawn, embeddings, ours(model.cohort, levels))}
+    sides: dict[str, list[QueryResult]] = {
+        "confit-edge": run_queries(draws, embeddings, confit_edge_answer(model.cohort, levels))
+    }
     if args.peer:
         theirs = dict(zip(map(id, clips), peer_embeddings(args.peer, clips), strict=True))
-        sides["resemblyzer"] = questions(drawn, dict(theirs), resemblyzer(CONFIDENT))
+        sides["resemblyzer"] = run_queries(draws, dict(theirs), resemblyzer_answer(CONFIDENT))
         best = min(
             np.arange(0.5, 0.95, 0.01),
-            key=lambda level: measures(questions(drawn, dict(theirs), resemblyzer(float(level))))["open_error"],
+            key=lambda level: compute_measures(run_queries(draws, dict(theirs), resemblyzer_answer(float(level))))[
+                "open_error"
+            ],
         )
-        sides["resemblyzer, at the threshold best for these very voices"] = questions(
-            drawn, dict(theirs), resemblyzer(float(best))
+        sides["resemblyzer, at the threshold best for these very voices"] = run_queries(
+            draws, dict(theirs), resemblyzer_answer(float(best))
         )
     result = {
         "command": f"python -m benchmarks.speakers{' --peer PYTHON' if args.peer else ''}"
@@ -285,10 +306,10 @@ def main() -> None:
         "refused_for_too_little_voice": refused,
         **{
             name: {
-                **with_intervals(asked),
-                "within": {of: within(asked, names) for of, names in families.items() if len(names) > 1},
+                **with_intervals(results),
+                "within": {of: within(results, names) for of, names in families.items() if len(names) > 1},
             }
-            for name, asked in sides.items()
+            for name, results in sides.items()
         },
         **({"resemblyzer_best_threshold": round(float(best), 2)} if args.peer else {}),
         **machine(),

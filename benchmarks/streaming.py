@@ -105,11 +105,11 @@ def lone_difference(model: Model, streams: int) -> float:
     pcm = np.float32(0.05) * np.random.default_rng(0).standard_normal((HOPS_COMPARED, streams, hop), dtype=np.float32)
     together = model.batch(streams)
     rows = [np.concatenate(together.push(chunk), axis=2) for chunk in pcm]
-    worst, alone = 0.0, model.batch(1)
+    worst, single = 0.0, model.batch(1)
     for stream in range(streams):
-        alone.reset()
+        single.reset()
         for chunk, row in zip(pcm, rows, strict=True):
-            own = np.concatenate(alone.push(chunk[stream : stream + 1]), axis=2)
+            own = np.concatenate(single.push(chunk[stream : stream + 1]), axis=2)
             worst = max(worst, float(np.abs(own[0] - row[stream]).max(initial=0.0)))
     return worst
 
@@ -117,13 +117,13 @@ def lone_difference(model: Model, streams: int) -> float:
 def in_process(models: dict[str, Model]) -> dict[str, Any]:
     """Return what `confit-edge bench` reports for each model, and how far streams in a batch differ from streams alone."""
     rates = measure_rates()
-    found: dict[str, Any] = {"fp32_macs_per_s": rates.fp32, "int8_macs_per_s": rates.int8}
+    result: dict[str, Any] = {"fp32_macs_per_s": rates.fp32, "int8_macs_per_s": rates.int8}
     for name, model in models.items():
         print(f"measuring {name}", file=sys.stderr)
         latency = call_latency(model)
         macs = model.contract.cost["macs_per_second"]
         streams = streams_per_core(model)
-        found[name] = {
+        result[name] = {
             **asdict(latency),
             "stream_cpu_rtf": stream_rtf(model),
             "macs_per_second": macs,
@@ -131,7 +131,7 @@ def in_process(models: dict[str, Model]) -> dict[str, Any]:
             "streams_per_core": streams,
             "batch_against_lone": lone_difference(model, streams),
         }
-    return found
+    return result
 
 
 def main() -> None:

@@ -70,10 +70,10 @@ def build(task: Task, cache: Path, seed: int) -> Path:
     """Write the task's manifest for a seed and return its path. Raises ConfitError if splits share a group or a file."""
     if not (cache / "packages.json").is_file():
         raise UsageError(f"{cache}: holds no sounds; run python -m benchmarks.fetch --cache {cache}")
-    drawn = draw(unique(task.gather(cache)), task, seed)
-    check(drawn)
+    chosen = draw(unique(task.gather(cache)), task, seed)
+    check(chosen)
     manifest = cache / "tasks" / f"{task.name}-{seed}.csv"
-    clips = tuple(Clip(Path(os.path.abspath(one.path)), (one.label,), one.group, one.split) for one in drawn)
+    clips = tuple(Clip(Path(os.path.abspath(sound.path)), (sound.label,), sound.group, sound.split) for sound in chosen)
     write_manifest(Manifest(clips, manifest, multi_label=False), manifest)
     return manifest
 
@@ -83,7 +83,11 @@ def unique(sounds: list[Sound]) -> list[Sound]:
     same: dict[str, list[Sound]] = defaultdict(list)
     for sound in sounds:
         same[hashlib.sha256(sound.path.read_bytes()).hexdigest()].append(sound)
-    return [group[0] for group in same.values() if len({(one.label, one.group, one.split) for one in group}) == 1]
+    return [
+        group[0]
+        for group in same.values()
+        if len({(member.label, member.group, member.split) for member in group}) == 1
+    ]
 
 
 def draw(sounds: list[Sound], task: Task, seed: int) -> list[Sound]:
@@ -91,17 +95,19 @@ def draw(sounds: list[Sound], task: Task, seed: int) -> list[Sound]:
     chosen: list[Sound] = []
     for split, count in zip(SPLITS, task.clips, strict=True):
         rng = np.random.default_rng([seed if split == "train" else 0, SPLITS.index(split)])
-        inside = sorted((one for one in sounds if one.split == split), key=lambda one: (one.label, str(one.path)))
+        split_sounds = sorted(
+            (sound for sound in sounds if sound.split == split), key=lambda sound: (sound.label, str(sound.path))
+        )
         if split == "train" and task.groups:
-            names = sorted({one.group for one in inside})
+            names = sorted({sound.group for sound in split_sounds})
             kept = {names[index] for index in rng.permutation(len(names))[: task.groups]}
-            inside = [one for one in inside if one.group in kept]
-        for label in sorted({one.label for one in inside}):
-            of_class = [one for one in inside if one.label == label]
+            split_sounds = [sound for sound in split_sounds if sound.group in kept]
+        for label in sorted({sound.label for sound in split_sounds}):
+            of_class = [sound for sound in split_sounds if sound.label == label]
             chosen += [of_class[index] for index in sorted(rng.permutation(len(of_class))[:count])]
-    held = Counter((one.label, one.split) for one in chosen)
+    counts = Counter((sound.label, sound.split) for sound in chosen)
     least = {"train": 2, "val": 1, "test": 1}
-    return [one for one in chosen if all(held[one.label, split] >= least[split] for split in SPLITS)]
+    return [sound for sound in chosen if all(counts[sound.label, split] >= least[split] for split in SPLITS)]
 
 
 def check(sounds: list[Sound]) -> None:
@@ -115,10 +121,10 @@ def check(sounds: list[Sound]) -> None:
 
 
 def summary(sounds: list[Sound]) -> str:
-    parts = [f"{len({one.label for one in sounds}):3d} classes"]
+    parts = [f"{len({sound.label for sound in sounds}):3d} classes"]
     for split in SPLITS:
-        inside = [one for one in sounds if one.split == split]
-        parts.append(f"{split} {len(inside)} clips of {len({one.group for one in inside})} groups")
+        split_sounds = [sound for sound in sounds if sound.split == split]
+        parts.append(f"{split} {len(split_sounds)} clips of {len({sound.group for sound in split_sounds})} groups")
     return ", ".join(parts)
 
 

@@ -43,34 +43,38 @@ class Draw:
 
 def voices(cache: Path) -> list[Voice]:
     """Return every voice with enough clips. The four prompt voices and the two actors are test; locales are split by hash."""
-    found: dict[tuple[str, str], list[tuple[str, Path]]] = defaultdict(list)
+    clips_by_speaker: dict[tuple[str, str], list[tuple[str, Path]]] = defaultdict(list)
     for path in _prompts(cache):
         language = path.relative_to(cache / "decoded").parts[0].split("-")[3]
         phrase = str(path.relative_to(_language_folder(cache, path)).with_suffix(""))
         if not phrase.startswith("silence"):  # English and Spanish prompts are by one person
-            found["prompts", ASTERISK[language].rpartition("_")[2]].append((f"{language} {phrase}", path))
+            clips_by_speaker["prompts", ASTERISK[language].rpartition("_")[2]].append((f"{language} {phrase}", path))
     root = cache / "packages/fillets-ng-data-cs/usr/share/games/fillets-ng/sound"
     for path in sorted(root.rglob("*.ogg")):
         if actor := re.search(r"-([mv])-", path.name):
-            found["actors", f"cs-{actor[1]}"].append((str(path.parent.relative_to(root)), path))
+            clips_by_speaker["actors", f"cs-{actor[1]}"].append((str(path.parent.relative_to(root)), path))
     for package, folder in (("klettres", "klettres"), ("ktuberling", "ktuberling/sounds")):
         root = cache / "packages" / f"{package}-data/usr/share" / folder
         for path in sorted(root.rglob("*.ogg")):
             locale = path.relative_to(root).parts[0]
-            found[package, locale].append((f"{locale} {path.stem.lower()}", path))
-    return [voice for voice in map(_voice, *zip(*_one_of_each_locale(found).items(), strict=True)) if voice is not None]
+            clips_by_speaker[package, locale].append((f"{locale} {path.stem.lower()}", path))
+    return [
+        voice
+        for voice in map(_voice, *zip(*_one_of_each_locale(clips_by_speaker).items(), strict=True))
+        if voice is not None
+    ]
 
 
 def _one_of_each_locale(
-    found: dict[tuple[str, str], list[tuple[str, Path]]],
+    clips_by_speaker: dict[tuple[str, str], list[tuple[str, Path]]],
 ) -> dict[tuple[str, str], list[tuple[str, Path]]]:
     """Keep only the package with more clips per locale, because two packages may have recorded the same volunteer."""
     kept = {}
-    for (origin, name), clips in sorted(found.items()):
+    for (origin, name), clips in sorted(clips_by_speaker.items()):
         language = name.split("@")[0]
         rivals = [
             len(others)
-            for (other, locale), others in found.items()
+            for (other, locale), others in clips_by_speaker.items()
             if other in ("klettres", "ktuberling")
             and locale.split("@")[0] == language
             and (other, locale) != (origin, name)
@@ -88,12 +92,12 @@ def _voice(key: tuple[str, str], clips: list[tuple[str, Path]]) -> Voice | None:
     for group, path in clips:
         parts[_by_hash(group, val=0.0, test=0.5)].append(path)
     enroll, ask = ([path for path in parts[part] if _seconds(path) >= SHORTEST_S] for part in ("train", "test"))
-    if not (_suffice(enroll, ENROLLED) and _suffice(ask, ASKED)):
+    if not (_are_enough(enroll, ENROLLED) and _are_enough(ask, ASKED)):
         return None
     return Voice(f"{origin}-{name}", origin, split, tuple(enroll), tuple(ask))
 
 
-def _suffice(paths: list[Path], utterances: int) -> bool:
+def _are_enough(paths: list[Path], utterances: int) -> bool:
     """Whether the clips make enough utterances in any order; joining may waste up to the longest clip per utterance."""
     seconds = [_seconds(path) for path in paths]
     return sum(seconds) >= utterances * (UTTERANCE_S + max(seconds, default=0.0))

@@ -48,8 +48,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     seeds = parser.parse_args().seeds
-    there = RESULTS / "words.json"
-    rows = json.loads(there.read_text(encoding="utf-8"))["rows"] if there.is_file() else []
+    existing = RESULTS / "words.json"
+    rows = json.loads(existing.read_text(encoding="utf-8"))["rows"] if existing.is_file() else []
     seeds = [seed for seed in seeds if seed not in [row["seed"] for row in rows]]
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.speakers import Asked, with_intervals
+from benchmarks.speakers import QueryResult, with_intervals
 from confit_runtime.intervals import grouped_share_interval
 
 VOICES, EACH = 8, 20
@@ -12,7 +12,7 @@ NAMES = [f"voice {number}" for number in range(VOICES)]
 MEASURES = ("closed_accuracy", "open_error", "open_missed", "open_taken", "eer")
 
 
-def queries(wrong: int) -> list[Asked]:
+def queries(wrong: int) -> list[QueryResult]:
     """Every other voice is a stranger. Of the first two voices the first `wrong` utterances fail in all ways, no others."""
     found = []
     for number, voice in enumerate(NAMES):
@@ -21,7 +21,7 @@ def queries(wrong: int) -> list[Asked]:
             nearest = NAMES[number + 2] if fails else voice
             scores = {name: 0.1 if name == nearest else -0.1 for name in NAMES}
             named_of_half = (nearest if fails else None) if stranger else nearest
-            found.append(Asked(0, voice, scores, nearest, named_of_half, stranger))
+            found.append(QueryResult(0, voice, scores, nearest, named_of_half, stranger))
     return found
 
 
