@@ -168,7 +168,9 @@ def _measure_at_target(target: float, counts: FalseAcceptCounts, method: Method)
     return row
 
 
-def _measure_with_fewer_words(count: int, chosen: OperatingPoint, method: Method, counts: FalseAcceptCounts) -> dict[str, Any]:
+def _measure_with_fewer_words(
+    count: int, chosen: OperatingPoint, method: Method, counts: FalseAcceptCounts
+) -> dict[str, Any]:
     """Calibrate for only `count` words: those missed least on the validation voices, for which nothing is reported."""
     contract = dataclasses.replace(method.contract, thresholds=thresholds(method.contract, chosen.thresholds))
     missed = Counter[str]()
@@ -201,7 +203,9 @@ def _leave_one_out(counts: FalseAcceptCounts) -> list[tuple[int, float]]:
     recordings = np.arange(len(counts.hours))
     results = []
     for recording in recordings:
-        chosen = choose_operating_point(_select_recordings(counts, recordings[recordings != recording]), TARGET, CONFIDENCE)
+        chosen = choose_operating_point(
+            _select_recordings(counts, recordings[recordings != recording]), TARGET, CONFIDENCE
+        )
         results.append((_count_events(counts, chosen, recordings[recordings == recording]), chosen.bound))
     return results
 

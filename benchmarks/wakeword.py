@@ -78,7 +78,8 @@ def evaluate_model(
     hours = sum(recording.seconds for recording in rows.recordings) / 3600
     found = {
         name: [
-            (score_positive(contract, clip.label, clip.group, clip_scores).level >= on_thresholds[clip.label],
+            (
+                score_positive(contract, clip.label, clip.group, clip_scores).level >= on_thresholds[clip.label],
                 clip.group,
             )
             for clip, clip_scores in rows.clips[name]
