@@ -11,7 +11,7 @@ from confit_runtime.audio import load_clip
 from confit_runtime.level_monitor import LevelMonitor
 from confit_runtime.sources import Notice
 from confit_runtime.sources.base import downmix
-from tests.confit_runtime.test_listener import Scripted, chunks
+from tests.confit_runtime.scripted import Scripted, chunks
 from tests.tiny_model import RATE, Floats, silence, tone
 
 HEARD = tone(440, 1.0)

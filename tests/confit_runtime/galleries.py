@@ -1,0 +1,32 @@
+"""Old galleries, a program that writes one, and a copy restored in place."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+OLD = Path(__file__).parents[1] / "data" / "gallery_schema1.db"  # made by the first version; zoë and Ada Lovelace
+OLD_2 = OLD.with_name("gallery_schema2.db")  # the same names; one negative print of "low", and zoë's audio
+
+
+# several programs, a full disk
+
+WRITER = """
+import sys
+import numpy as np
+from confit_runtime.gallery import Gallery
+
+rng = np.random.default_rng()
+with Gallery.open(sys.argv[1]) as gallery:
+    for _ in range(int(sys.argv[3])):
+        prints = rng.standard_normal((2, gallery.dim)).astype(np.float32)
+        gallery.enroll(sys.argv[2], prints, sources=["a", "b" * 400], voiced_s=1.0)
+        print("done", flush=True)
+"""
+
+
+def restore(copy: Path, path: Path) -> None:
+    """Write it over the file, as cp does."""
+    time.sleep(0.02)  # the clock of a file system may tick that slowly
+    shutil.copyfile(copy, path)
