@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
+def limited_file_size(size: int) -> Iterator[None]:
     """A block in which no file can be written beyond `size` bytes: that is the OSError EFBIG."""
     before, unlimited = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, unlimited[1]))

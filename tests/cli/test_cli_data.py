@@ -20,7 +20,7 @@ from confit_edge.cli.data import parse_fractions
 from confit_edge.data.manifest import SPLITS, read_manifest
 from tests.cli.command import COMMAND
 from tests.cli.forked import DEVICE
-from tests.full_disk import files_of_at_most
+from tests.full_disk import limited_file_size
 
 
 def run(*arguments: str | Path, cache: Path) -> subprocess.CompletedProcess[str]:
@@ -355,7 +355,7 @@ def test_where_the_disk_is_full_cut_names_the_folder_that_was_asked_for(
     field: Path, monkeypatch: pytest.MonkeyPatch, places: str
 ) -> None:
     monkeypatch.chdir(field)
-    with files_of_at_most(100_000):  # which a process begun here has, too
+    with limited_file_size(100_000):  # which a process begun here has, too
         command = [*COMMAND, "data", "cut", "field/calls.csv", *places.split()]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     expected_error = f"confit-edge: {places.split()[-1]}: cannot be written (System error.): is the disk full?\n"

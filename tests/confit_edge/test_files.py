@@ -16,7 +16,7 @@ from confit_edge.cli import _os_error_text
 from confit_edge.files import remove, write_tensors, write_text
 from confit_edge.probes.tables import escaped_sentence, write_csv
 from confit_runtime.errors import ConfitError
-from tests.full_disk import files_of_at_most
+from tests.full_disk import limited_file_size
 
 WRITER = """
 import sys
@@ -118,13 +118,13 @@ def test_where_a_disk_is_full_the_file_is_named_and_the_former_one_stays(tmp_pat
     path = tmp_path / "x.safetensors"
     write_tensors(path, {"x": torch.ones(3)})
     with (
-        files_of_at_most(100_000),
+        limited_file_size(100_000),
         pytest.raises(ConfitError, match=r"x\.safetensors: cannot be written"),
     ):
         write_tensors(path, {"x": torch.ones(1_000_000)})
     assert load_file(path)["x"].tolist() == [1, 1, 1]
     assert list(tmp_path.iterdir()) == [path]
-    with files_of_at_most(100_000), pytest.raises(OSError, match="File too large") as refused:
+    with limited_file_size(100_000), pytest.raises(OSError, match="File too large") as refused:
         write_text(tmp_path / "card.md", "x" * 200_000)
     assert _os_error_text(refused.value) == f"{tmp_path / 'card.md'}: File too large"
 

@@ -38,7 +38,7 @@ from confit_runtime.data_warnings import data_warnings
 from confit_runtime.errors import ConfitError, UsageError
 from tests import tiny_model
 from tests.at_once import at_once
-from tests.full_disk import files_of_at_most
+from tests.full_disk import limited_file_size
 
 Floats = npt.NDArray[np.float32]
 Rows = tuple[Floats, Floats]
@@ -126,7 +126,7 @@ del graph.metadata_props[:]
 def test_where_the_disk_is_full_the_model_that_was_to_be_is_named(tmp_path: Path) -> None:
     graph = onnx.load(tiny_model.build(tmp_path / "tiny.onnx"))
     del graph.metadata_props[:]
-    with files_of_at_most(1_000), pytest.raises(OSError, match="File too large") as refused:
+    with limited_file_size(1_000), pytest.raises(OSError, match="File too large") as refused:
         load_provisional(tmp_path / "out.onnx", graph, tiny_model.contract())
     assert refused.value.filename == str(tmp_path / "out.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.onnx"]

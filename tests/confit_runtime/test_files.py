@@ -13,7 +13,7 @@ import pytest
 
 from confit_runtime.errors import UsageError
 from confit_runtime.files import default_cache, partial_folder, remove_leftovers, write_atomic, write_new_atomic
-from tests.full_disk import files_of_at_most
+from tests.full_disk import limited_file_size
 
 
 def test_a_file_that_cannot_be_written_leaves_the_former_one_alone(
@@ -36,7 +36,7 @@ def test_a_file_that_cannot_be_written_leaves_the_former_one_alone(
 def test_where_a_disk_is_full_the_file_that_was_asked_for_is_named(
     tmp_path: Path, write: Callable[[Path, bytes], None]
 ) -> None:
-    with files_of_at_most(1_000), pytest.raises(OSError, match="File too large") as refused:
+    with limited_file_size(1_000), pytest.raises(OSError, match="File too large") as refused:
         write(tmp_path / "x.onnx", bytes(2_000))
     assert refused.value.filename == str(tmp_path / "x.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,7 @@ from confit_runtime.calibration import count_false_accepts
 from confit_runtime.detect import Detector
 from confit_runtime.recordings import RowCache, clip_rows, score_recordings, stream_rows
 from tests import tiny_model
-from tests.full_disk import files_of_at_most
+from tests.full_disk import limited_file_size
 from tests.tiny_model import HOP, RATE, WINDOW, Floats, silence, tone
 
 RNG = np.random.default_rng(3)
@@ -135,7 +135,7 @@ def test_a_full_disk_does_not_stop_scoring_or_reading_the_cache(
     write(path, 2.0)
     write(other, 40.0)
     rows, _ = cache.rows(model, path, lambda at: None)
-    with files_of_at_most(4_000):
+    with limited_file_size(4_000):
         scored = [cache.rows(model, other, lambda at: None)[0] for _ in range(2)]
         monkeypatch.delattr(recordings, "stream_rows")
         np.testing.assert_array_equal(cache.rows(model, path, lambda at: None)[0], rows)
