@@ -16,9 +16,10 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.encoders import pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.runs import Run
-from confit_export import export, fuse
-from confit_export.export import Exported, export_run, stream_difference
+from confit_export import fuse, job
+from confit_export.export import Exported, export_run
 from confit_export.fuse import Floor, can_fuse, fuse_activations
+from confit_export.job import stream_difference
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.model import load
 
@@ -35,7 +36,7 @@ def fused(
 ) -> dict[str, Exported]:
     folder = tmp_path_factory.mktemp("fused")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "fuse_activations", lambda *_: copy.deepcopy(fused_encoder))
+        patch.setattr(job, "fuse_activations", lambda *_: copy.deepcopy(fused_encoder))
         return {
             precision: export_run(
                 run,
