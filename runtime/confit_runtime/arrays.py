@@ -17,6 +17,7 @@ Bools = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.int64]
 Targets = npt.NDArray[np.int8]  # 0/1 `[clips, classes]`
 
+LARGEST = 2**53  # up to which a float64 holds every whole number
 LARGEST_TABLE = 4_000_000  # numbers computed at once, where a table can be computed in parts
 
 
@@ -34,17 +35,26 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def whole(count: float, what: str, least: int) -> int:
-    """`count` as an int. Raises UsageError, naming `what` it is, unless it is a whole number of at least `least`."""
+    """`count` as an int.
+
+    Raises UsageError, naming `what` it is, unless it is a whole number of at least `least` and at most `LARGEST`.
+    """
     if not isinstance(count, Real) or not least <= count < math.inf or int(count) != count:
         raise UsageError(f"{what}: must be a whole number, {least} or more; it is {count!r}")
-    return int(count)
+    return int(_not_too_large(count, what))
 
 
 def duration(seconds: float, what: str, least_s: float = 0.0) -> float:
     """`seconds` as a float.
 
-    Raises UsageError, naming `what` they are, unless they are a number of at least `least_s`.
+    Raises UsageError, naming `what` they are, unless they are a number of at least `least_s` and at most `LARGEST`.
     """
     if not isinstance(seconds, Real) or not least_s <= seconds < math.inf:
         raise UsageError(f"{what}: must be a number of seconds, {least_s:g} or more; it is {seconds!r}")
-    return float(seconds)
+    return float(_not_too_large(seconds, what))
+
+
+def _not_too_large(number: float, what: str) -> float:
+    if number > LARGEST:
+        raise UsageError(f"{what}: must be at most {LARGEST:,}")
+    return number
