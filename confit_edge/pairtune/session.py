@@ -145,7 +145,11 @@ def _train(
     elif recipe.soup is None:
         recipe = replace(recipe, soup=trainings(recipe, corpus))
         if recipe.trainings > 1:
-            _note(notify, f"few training clips: averaging {recipe.trainings} trainings (--soup 1 for a single one)")
+            _note(
+                notify,
+                f"few training clips: averaging {recipe.trainings} trainings of {counted(recipe.epochs, 'epoch')} each"
+                " (--soup 1 for a single one)",
+            )
     started = {
         "recipe": recipe.to_dict(),
         "fingerprint": corpus.fingerprint,

@@ -194,7 +194,9 @@ def test_of_few_clips_several_trainings_are_averaged(
     recipe = Recipe(epochs=1, probe_views=1, frozen_baseline=False, clips_per_class=2)
     train(few_words, tmp_path / "run", recipe, watch=told.append)
     (note,) = [event["text"] for event in told if event["stage"] == "note" and "--soup 1" in event["text"]]
-    assert f"averaging {SOUP_OF_FEW} trainings" in note
+    assert f"averaging {SOUP_OF_FEW} trainings of 1 epoch each" in note
+    epochs = [event for event in told if event["stage"] == "epoch"]
+    assert [(one["training"], one["trainings"]) for one in epochs] == [(at, SOUP_OF_FEW) for at in (1, 2, 3, 4)]
     made = read_run(tmp_path / "run")
     assert made.recipe.soup == SOUP_OF_FEW
     assert made.metrics["training"] == {"epochs": SOUP_OF_FEW, "planned": SOUP_OF_FEW, "ended_early": False}
