@@ -20,7 +20,7 @@ import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -29,8 +29,9 @@ from confit_edge.data.tables import ManifestError, check_utf8, is_unicode, read_
 from confit_runtime.audio import SOUND_SUFFIXES
 from confit_runtime.errors import UsageError
 from confit_runtime.files import write_whole
-from confit_runtime.names import plain, shown
+from confit_runtime.names import nearest, plain, shown
 from confit_runtime.sources.files import sounds_below
+from confit_runtime.wording import listed
 
 SPLITS = ("train", "val", "test")
 UNKNOWN = "unknown"  # the label, in any spelling, of sound that is none of the other classes; it never fires
@@ -206,11 +207,19 @@ def read_manifest(
     kinds = len(manifest.classes) + any(not clip.labels for clip in clips)  # no label counts as a kind
     if not manifest.classes or kinds < (1 if allow_one_class else 2):
         only = ", ".join(manifest.classes) or "none"
+        inside = _folders_of_groups(clips, source) if source.is_dir() else []
+        give = f"if {listed(inside, 3)} are the classes, give {source / only}; otherwise " if len(inside) > 1 else ""
         raise ManifestError(
-            f"{source}: has only one class ({only}); a classifier needs at least two: add clips of other sounds, in all splits,"
-            " labelled unknown, or train with --others FOLDER (for a word: --others words); --background alone is not enough"
+            f"{source}: has only one class ({only}); a classifier needs at least two: {give}add clips of other sounds, in"
+            " all splits, labelled unknown, or train with --others FOLDER (for a word: --others words); --background alone is"
+            " not enough"
         )
     return manifest
+
+
+def _folders_of_groups(clips: Collection[Clip], source: Path) -> list[str]:
+    """The names of the folders within the class folders of `source`, sorted."""
+    return sorted({parts[1] for clip in clips if len(parts := clip.path.relative_to(source).parts) > 2})
 
 
 def write_manifest(manifest: Manifest, path: str | Path) -> None:
@@ -245,12 +254,18 @@ def _written_columns(multi_label: bool) -> list[str]:
     return ["path", "labels" if multi_label else "label", "group", "split"]
 
 
-def sound_files(place: Path, option: str) -> list[Path]:
-    """The sound files in a folder and its sub-folders, or the one file. Raises UsageError when there are none."""
+def sound_files(place: Path, option: str, names: Sequence[str] = ()) -> list[Path]:
+    """The sound files in a folder and its sub-folders, or the one file.
+
+    Raises UsageError when there are none, with the nearest of the existing paths and of the `names` that `option` also takes.
+    """
     if place.is_file():
         return [place]
     if not place.exists():
-        raise UsageError(f"{place}: no such file or folder (for {option})")
+        there = [path.name for path in place.parent.iterdir()] if place.parent.is_dir() else []
+        near = nearest(place.name, [*names, *sorted(there)])
+        hint = "" if near is None else f"; did you mean {near if near in names else place.with_name(near)}?"
+        raise UsageError(f"{place}: no such file or folder (for {option}){hint}")
     files = sounds_below(place)
     if not files:
         raise UsageError(f"{place}: has no sound files for {option}")
