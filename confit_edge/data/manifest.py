@@ -222,36 +222,29 @@ def _folders_of_groups(clips: Collection[Clip], source: Path) -> list[str]:
     return sorted({parts[1] for clip in clips if len(parts := clip.path.relative_to(source).parts) > 2})
 
 
-def write_manifest(manifest: Manifest, path: str | Path) -> None:
+def write_manifest(manifest: Manifest, path: str | Path, *, overwrite: bool = True) -> None:
     """Write a CSV that `read_manifest` can read back, with paths relative to its folder. It is written whole or not at all.
 
-    Raises UsageError for a clip whose path is not UTF-8, and ManifestError if the file cannot be written.
+    Raises UsageError for a clip whose path is not UTF-8 and, without `overwrite`, if the file exists with other contents;
+    ManifestError if it cannot be written.
     """
     target = Path(os.path.abspath(path))
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(_written_columns(manifest.multi_label))
+    table.writerow(["path", "labels" if manifest.multi_label else "label", "group", "split"])
     for clip in manifest.clips:
         name = relative(clip.path, target.parent)
         if not is_unicode(name):
             check_utf8(clip.path)
         table.writerow([name, "|".join(clip.labels), clip.group, clip.split or ""])
+    data = text.getvalue().encode()
+    if not overwrite and target.is_file() and target.read_bytes() != data:
+        raise UsageError(f"{path}: already exists, with other contents; choose another -o, or remove it")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(target, text.getvalue().encode())
+        write_whole(target, data)
     except OSError as error:
         raise ManifestError(f"{target}: cannot be written ({error.strerror or error})") from error
-
-
-def is_written(path: Path) -> bool:
-    """Whether a file begins with the header that `write_manifest` writes."""
-    with open(path, "rb") as file:
-        first = file.readline(100).strip()
-    return first in [",".join(_written_columns(several)).encode() for several in (False, True)]
-
-
-def _written_columns(multi_label: bool) -> list[str]:
-    return ["path", "labels" if multi_label else "label", "group", "split"]
 
 
 def sound_files(place: Path, option: str, names: Sequence[str] = ()) -> list[Path]:
