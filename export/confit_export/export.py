@@ -17,7 +17,7 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.data.tables import check_utf8
 from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.embedding import embed_clips
-from confit_edge.runs import Run, check_same_data
+from confit_edge.runs import Run, check_same_data, weights_sha256
 from confit_export import gate, thresholds
 from confit_export.calibration import Calibration, calibration_feeds
 from confit_export.cost import count_cost
@@ -35,11 +35,11 @@ from confit_export.search import Found, all_but, search
 from confit_export.sensitivity import validation_windows
 from confit_export.targets import Target, preset
 from confit_export.thresholds import LOWEST, SNR_DB, Setting
-from confit_runtime.contract import Contract
+from confit_runtime.contract import Contract, read_sealed
 from confit_runtime.describe import heard_alone, ranked, share
 from confit_runtime.device_file import refuse_calibrated
 from confit_runtime.enrollment import Kind
-from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.errors import ConfitError, ModelError, UsageError
 from confit_runtime.files import check_suffix, default_cache, make_folder, remove_left, write_whole
 from confit_runtime.gemm import saturates
 from confit_runtime.model import Model
@@ -205,6 +205,27 @@ def refuse_steering(out: Path, license: str) -> None:
                 f"{option}: contains a line break, a control character or a mark that reverses the direction of text; give"
                 " one line without them"
             )
+
+
+def refuse_other_model(out: Path, run: Run) -> None:
+    """Raise UsageError if `out` exists and was not exported from `run`: nothing could bring it back.
+
+    Of a model whose weights the export changed (`fuse`, or `qat_epochs`), only the data is compared.
+    """
+    if not out.is_file():
+        return
+    try:
+        there = read_sealed(out.read_bytes()).contract
+    except ModelError:
+        what = "and is not a complete model of confit-edge"
+    else:
+        changed = there.parity.get("qat_epochs") or "fused_activations" in there.parity
+        if there.data["fingerprint"] == run.info.data["fingerprint"] and (
+            changed or there.encoder["weights_sha256"] == weights_sha256(run.encoder)
+        ):
+            return
+        what = "with the model of another run"
+    raise UsageError(f"{out}: already exists, {what}; choose another -o, or remove it")
 
 
 def _refuse_idle(option: str, why: str, options: Mapping[str, object]) -> None:
