@@ -8,7 +8,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from confit_edge.cli._console import say
-from confit_runtime.formatting import format_count
+from confit_runtime.formatting import format_count, format_distinct
 
 if TYPE_CHECKING:
     from confit_runtime.arrays import Floats
@@ -158,9 +158,10 @@ def _warn_about_outliers(name: str, taken: list[tuple[str, ClipPrints]], model: 
     needed = Levels.of(model.contract, None, None).threshold
     if len(every) == 2:  # neither is the odd one
         if (score := print_score(every[:1], every[1])) < needed:
+            has, needs = format_distinct(score, needed)
             say(
-                f"warning: the two prints of {name} are unlike each other (similarity {score:.2f}; recognition needs"
-                f" {needed:.2f}): noise in one, or two people? A third clip shows which"
+                f"warning: the two prints of {name} are unlike each other (similarity {has}; recognition needs {needs}): noise"
+                " in one, or two people? A third clip shows which"
             )
         return
     if len(every) < 2:
@@ -171,8 +172,9 @@ def _warn_about_outliers(name: str, taken: list[tuple[str, ClipPrints]], model: 
         if score < needed:
             lowest[clip] = min(score, lowest.get(clip, score))
     for clip, score in lowest.items():
+        has, needs = format_distinct(score, needed)
         say(
-            f"warning: {clip}: is unlike the rest of {name} (similarity {score:.2f}; recognition needs {needed:.2f}): noise,"
+            f"warning: {clip}: is unlike the rest of {name} (similarity {has}; recognition needs {needs}): noise,"
             f" or somebody else? One such print lets others pass as {name}; `confit-edge gallery show {quote(name)}` shows how"
             " alike the prints are"
         )

@@ -184,6 +184,15 @@ def print_probes(metrics: dict[str, Any]) -> None:
         )
 
 
+def _epoch_text(event: dict[str, Any]) -> str:
+    """`epoch 1/3`; of several trainings that are averaged, `training 2/4, epoch 1/3`, as --epochs counts them."""
+    if "training" not in event:
+        return f"epoch {event['epoch']}/{event['epochs']}"
+    epochs = event["epochs"] // event["trainings"]
+    epoch = event["epoch"] - (event["training"] - 1) * epochs
+    return f"training {event['training']}/{event['trainings']}, epoch {epoch}/{epochs}"
+
+
 def _merit_prefix(event: dict[str, Any]) -> str:
     """The name of an event's measure with a space, or nothing if it is the accuracy."""
     return "" if event["merit"] == "accuracy" else f"{event['merit']} "
@@ -226,7 +235,7 @@ class TrainingBar(Bar):
         elif stage == "epoch":
             head = f", head {100 * event['val_head']:.1f} %" if "val_head" in event else ""
             self.console.print(
-                f"{of}epoch {event['epoch']}/{event['epochs']}: loss {event['loss']:.3f},"
+                f"{of}{_epoch_text(event)}: loss {event['loss']:.3f},"
                 f" validation probe {_merit_prefix(event)}{100 * event['val_linear']:.1f} %{head}",
                 highlight=False,
                 markup=False,

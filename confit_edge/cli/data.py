@@ -125,7 +125,8 @@ def split(
     All clips of a group go to the same split, and every class is in each split where possible. Training learns from train,
     chooses by val (epoch, thresholds) and reports on test once. Clips that cannot be used are left out, as in training.
 
-    `train` makes the same splits by itself. Write them to a manifest to keep them while the data grows, or to share them.
+    `train` makes the same splits by itself. Write them to a manifest to keep them while the data grows, or to share them. A
+    file that holds another split is not replaced.
 
     Examples:
 
@@ -137,7 +138,7 @@ def split(
     from dataclasses import replace
 
     from confit_edge.data.clips import ClipStore, count_kinds, usable_clips
-    from confit_edge.data.manifest import SPLITS, is_written, read_manifest, write_manifest
+    from confit_edge.data.manifest import SPLITS, read_manifest, write_manifest
     from confit_edge.data.splits import missing_classes, with_splits
     from confit_edge.data.tables import ManifestError
 
@@ -147,8 +148,6 @@ def split(
         raise UsageError(
             f"-o {out}: is the manifest that is read, and its other columns would be lost; name another file"
         )
-    if out.is_file() and not is_written(out):
-        raise UsageError(f"-o {out}: exists, and is not a manifest written by `data split`; name another file")
     manifest = read_manifest(
         source, label_column=label_column, group_column=group_column, split_by=split_by, allow_one_class=True
     )
@@ -166,7 +165,7 @@ def split(
         )
     kept = any(clip.split for clip in manifest.clips)
     manifest = with_splits(manifest, seed=seed, fractions=shares)
-    write_manifest(manifest, out)
+    write_manifest(manifest, out, overwrite=False)
 
     sizes = {name: len(manifest.select(name)) for name in SPLITS}
     missing = missing_classes(manifest)
@@ -334,7 +333,7 @@ def fetch(
         raise UsageError(f"data fetch {name}: name the folder that holds it, with --root DIR")
     else:
         fetched = fetch_corpus(CORPORA[name], root, out, fold=fold, top=top, partial=partial)
-    write_manifest(fetched.manifest, out)
+    write_manifest(fetched.manifest, out, overwrite=False)
 
     classes = len(fetched.manifest.classes)
     sizes = {split: len(fetched.manifest.select(split)) for split in SPLITS}

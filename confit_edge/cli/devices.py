@@ -14,7 +14,8 @@ def devices(json: Json = False) -> None:
 
     Each line shows the index, name, rates and channels of a microphone; `*` marks the default. The first rate is the
     device's own, at which it is opened; the other usual rates that it supports now follow in brackets. Use a microphone
-    with `--source mic:INDEX` or `--source mic:NAME`.
+    with `--source mic:INDEX` or `--source mic:NAME`. With several channels you hear one that the driver or the sound server
+    makes of them (their mean, or the first); append `#N` to hear channel N.
 
     Examples:
 

@@ -36,7 +36,9 @@ def doctor(
     rate: Rate = None,
     channels: Channels = 1,
     pcm_format: Format = "s16le",
-    seconds: Annotated[float, typer.Option(metavar="N", min=1.0, max=600.0, help="Seconds to measure.")] = 8.0,
+    seconds: Annotated[
+        float, typer.Option(metavar="N", min=1.0, max=600.0, help="Seconds to measure, of a file from its beginning.")
+    ] = 8.0,
     json: Json = False,
 ) -> None:
     """Measure a microphone and advise what to improve.
@@ -94,7 +96,7 @@ def _record_sound(source: Source, seconds: float) -> tuple[Pcm, ChannelCheck, Co
     parts, arrivals, heard, wanted = [], [], 0, round(seconds * source.rate)
     lost: Counter[str] = Counter()
     channels = ChannelCheck()
-    for item in source:
+    for item in (items := iter(source)):
         if isinstance(item, Notice):
             say_alone(item.text)
             continue
@@ -111,6 +113,10 @@ def _record_sound(source: Source, seconds: float) -> tuple[Pcm, ChannelCheck, Co
         if show is not None and parts:
             show(max(0.0, (wanted - heard) / source.rate), parts[-1])
         if heard >= wanted:
+            if not source.live and next(items, None) is not None:
+                say(
+                    f"{source.name}: only the first {heard / source.rate:.1f} s are measured; --seconds N measures more"
+                )
             break
     if not parts:
         raise DeviceError(f"{source.name}: gave no sound in {seconds:g} s")

@@ -108,7 +108,7 @@ def export(
 
     The file holds the front end, encoder, pooling, head and streaming state in one graph, and the model's contract. A card
     (.md) with the measured speed is written next to it. Ranges for int8 come from training clips; thresholds come from a
-    stream composed of validation clips.
+    stream composed of validation clips. An earlier export of the same run is replaced; the model of another run is not.
 
     The model must pass the gate:
 
@@ -130,7 +130,7 @@ def export(
     """
     from confit_edge.runs import read_run, run_corpus, with_current_paths
     from confit_export.calibration import CALIBRATIONS
-    from confit_export.export import check_no_quantize_options, check_printable, export_run
+    from confit_export.export import check_no_quantize_options, check_printable, check_replaceable, export_run
     from confit_export.job import Quantisation
     from confit_export.model_card import check_card_path, recommendation, time_model, write_card
     from confit_export.quantize import SCHEMES
@@ -143,6 +143,7 @@ def export(
     check_printable(out, license)
     check_card_path(out)
     (loaded,) = with_current_paths([read_run(run)], background=background, others=others)
+    check_replaceable(out, loaded)
     corpus = run_corpus(loaded, data)
     made = export_run(
         loaded,

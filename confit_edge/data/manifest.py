@@ -20,7 +20,7 @@ import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -29,7 +29,8 @@ from confit_edge.data.tables import ManifestError, check_utf8, is_unicode, read_
 from confit_runtime.audio import SOUND_SUFFIXES
 from confit_runtime.errors import UsageError
 from confit_runtime.files import write_atomic
-from confit_runtime.names import escape_controls, normalise
+from confit_runtime.formatting import format_list
+from confit_runtime.names import closest_name, escape_controls, normalise
 from confit_runtime.sources.files import find_sound_files
 
 SPLITS = ("train", "val", "test")
@@ -160,7 +161,7 @@ def read_manifest(
     CLASS/GROUP/... form one group whatever their class, and any other clip is a group of its own.
 
     Raises UsageError for a missing file or column and for a table of times, and ManifestError for everything else: text that
-    cannot be parsed, an empty label, an unknown split, fewer than two classes (unless `allow_one_class`), or a path listed
+    cannot be parsed, an empty label, an unknown split, fewer than two classes (unless `allow_one_class`), or a path format_list
     twice (even with equal rows: one of them is a mistake, and only its author knows which).
     """
     source = Path(os.path.abspath(path))
@@ -189,7 +190,7 @@ def read_manifest(
             cure = "keep one row"
             if not file.exists() and (folder / "|".join(labels)).is_file():
                 cure = f"or are the columns path and {label_column} swapped?"
-            raise ManifestError(f"{where}: {relative(file, folder)} is listed {what} (first at {first}); {cure}")
+            raise ManifestError(f"{where}: {relative(file, folder)} is format_list {what} (first at {first}); {cure}")
         seen[file] = place, clip
         clips.append(clip)
 
@@ -206,51 +207,60 @@ def read_manifest(
     kinds = len(manifest.classes) + any(not clip.labels for clip in clips)  # no label counts as a kind
     if not manifest.classes or kinds < (1 if allow_one_class else 2):
         only = ", ".join(manifest.classes) or "none"
+        inside = _folders_of_groups(clips, source) if source.is_dir() else []
+        give = (
+            f"if {format_list(inside, 3)} are the classes, give {source / only}; otherwise " if len(inside) > 1 else ""
+        )
         raise ManifestError(
-            f"{source}: has only one class ({only}); a classifier needs at least two: add clips of other sounds, in all splits,"
-            " labelled unknown, or train with --others FOLDER (for a word: --others words); --background alone is not enough"
+            f"{source}: has only one class ({only}); a classifier needs at least two: {give}add clips of other sounds, in"
+            " all splits, labelled unknown, or train with --others FOLDER (for a word: --others words); --background alone is"
+            " not enough"
         )
     return manifest
 
 
-def write_manifest(manifest: Manifest, path: str | Path) -> None:
+def _folders_of_groups(clips: Collection[Clip], source: Path) -> list[str]:
+    """The names of the folders within the class folders of `source`, sorted."""
+    return sorted({parts[1] for clip in clips if len(parts := clip.path.relative_to(source).parts) > 2})
+
+
+def write_manifest(manifest: Manifest, path: str | Path, *, overwrite: bool = True) -> None:
     """Write a CSV that `read_manifest` can read back, with paths relative to its folder. It is written whole or not at all.
 
-    Raises UsageError for a clip whose path is not UTF-8, and ManifestError if the file cannot be written.
+    Raises UsageError for a clip whose path is not UTF-8 and, without `overwrite`, if the file exists with other contents;
+    ManifestError if it cannot be written.
     """
     target = Path(os.path.abspath(path))
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(_written_columns(manifest.multi_label))
+    table.writerow(["path", "labels" if manifest.multi_label else "label", "group", "split"])
     for clip in manifest.clips:
         name = relative(clip.path, target.parent)
         if not is_unicode(name):
             check_utf8(clip.path)
         table.writerow([name, "|".join(clip.labels), clip.group, clip.split or ""])
+    data = text.getvalue().encode()
+    if not overwrite and target.is_file() and target.read_bytes() != data:
+        raise UsageError(f"{path}: already exists, with other contents; choose another -o, or remove it")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, text.getvalue().encode())
+        write_atomic(target, data)
     except OSError as error:
         raise ManifestError(f"{target}: cannot be written ({error.strerror or error})") from error
 
 
-def is_written(path: Path) -> bool:
-    """Whether a file begins with the header that `write_manifest` writes."""
-    with open(path, "rb") as file:
-        first = file.readline(100).strip()
-    return first in [",".join(_written_columns(several)).encode() for several in (False, True)]
+def sound_files(place: Path, option: str, names: Sequence[str] = ()) -> list[Path]:
+    """The sound files in a folder and its sub-folders, or the one file.
 
-
-def _written_columns(multi_label: bool) -> list[str]:
-    return ["path", "labels" if multi_label else "label", "group", "split"]
-
-
-def sound_files(place: Path, option: str) -> list[Path]:
-    """The sound files in a folder and its sub-folders, or the one file. Raises UsageError when there are none."""
+    Raises UsageError when there are none, with the nearest name among its neighbours and the `names` that `option` also takes.
+    """
     if place.is_file():
         return [place]
     if not place.exists():
-        raise UsageError(f"{place}: no such file or folder (for {option})")
+        there = [path.name for path in place.parent.iterdir()] if place.parent.is_dir() else []
+        near = closest_name(place.name, [*names, *sorted(there)])
+        hint = "" if near is None else f"; did you mean {near if near in names else place.with_name(near)}?"
+        raise UsageError(f"{place}: no such file or folder (for {option}){hint}")
     files = find_sound_files(place)
     if not files:
         raise UsageError(f"{place}: has no sound files for {option}")

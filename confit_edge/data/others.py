@@ -30,7 +30,7 @@ def read_others(place: str, manifest: Manifest) -> tuple[list[Clip], list[str]]:
     """
     source = SHIPPED if place == WORDS else Path(place)
     if source.is_dir() or not source.exists():
-        clips = [_in_folder(path, source) for path in sound_files(source, "--others")]
+        clips = [_in_folder(path, source) for path in sound_files(source, "--others", [WORDS])]
     else:
         clips = list(read_manifest(source, allow_one_class=True).clips)
     listed = {clip.path for clip in manifest.clips}

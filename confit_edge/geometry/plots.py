@@ -105,26 +105,29 @@ def confusion_matrix(
 ) -> None:
     """A confusion matrix: rows are labels, columns are what the clips are heard as, in per cent of each row.
 
-    With more than `SHOWN` classes, it shows those most often confused with others.
+    A class without clips, such as `unknown`, has no row, and a column only if a clip is heard as it. With more than
+    `SHOWN` classes, it shows those most often confused with others.
     """
     counts = np.zeros((len(classes), len(classes)))
     np.add.at(counts, (truth, predicted), 1)
-    share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    clips = counts.sum(axis=1)
+    columns = np.flatnonzero(clips + counts.sum(axis=0))
     title = "Confusion on test clips\n(% of each label)"
-    if len(classes) > SHOWN:
-        wrong = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
-        shown = np.sort(np.argsort(-wrong, kind="stable")[:SHOWN])
-        share, title = share[np.ix_(shown, shown)], f"{title}\nthe {SHOWN} most confused of {len(classes)} classes"
-        classes = [classes[index] for index in shown]
-    size = max(4.0, 0.28 * len(classes) + 1.5)
+    if len(columns) > SHOWN:
+        wrong = (counts.sum(axis=0) + clips - 2 * counts.diagonal())[columns]
+        columns = np.sort(columns[np.argsort(-wrong, kind="stable")[:SHOWN]])
+        title = f"{title}\nthe {SHOWN} most confused of {len(classes)} classes"
+    rows = columns[clips[columns] > 0]
+    share = 100 * counts[np.ix_(rows, columns)] / clips[rows, None]
+    size = max(4.0, 0.28 * len(columns) + 1.5)
     figure = Figure(figsize=(size, size))
     axes = figure.subplots()
     axes.imshow(share, cmap="GnBu", vmin=0, vmax=100)
     for row, column in zip(*np.nonzero(share), strict=True):
         colour = "white" if share[row, column] > 60 else INK
         axes.text(column, row, f"{share[row, column]:.0f}", ha="center", va="center", fontsize=6, color=colour)
-    axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
-    axes.set_yticks(range(len(classes)), classes, fontsize=8)
+    axes.set_xticks(range(len(columns)), [classes[index] for index in columns], rotation=90, fontsize=8)
+    axes.set_yticks(range(len(rows)), [classes[index] for index in rows], fontsize=8)
     axes.set(xlabel="heard as", ylabel="label", title=title)
     _save(figure, path)
 

@@ -58,6 +58,7 @@ from confit_edge.probes.metrics import merit_name
 from confit_edge.progress import Watcher, ignore_event, report_probe_progress
 from confit_edge.recipe import Recipe
 from confit_runtime.files import make_folder
+from confit_runtime.formatting import format_count
 
 # with fewer than FEW training clips of classes that fire, SOUP_OF_FEW trainings are averaged
 FEW, SOUP_OF_FEW = 100, 4
@@ -146,7 +147,11 @@ def _train(
     elif recipe.soup is None:
         recipe = replace(recipe, soup=trainings(recipe, corpus))
         if recipe.trainings > 1:
-            note(notify, f"few training clips: averaging {recipe.trainings} trainings (--soup 1 for a single one)")
+            note(
+                notify,
+                f"few training clips: averaging {recipe.trainings} trainings of {format_count(recipe.epochs, 'epoch')} each"
+                " (--soup 1 for a single one)",
+            )
     started = {
         "recipe": recipe.to_dict(),
         "fingerprint": corpus.fingerprint,

@@ -244,8 +244,10 @@ class Training:
                     checkpoint_path, self._checkpoint_modules(), self.optimiser, plain, state.kept, self._digest()
                 )
             merit = merit_name(multi_label=self.corpus.multi_label)
-            planned = self.epochs * self.recipe.trainings
-            self.notify({"stage": "epoch", "epochs": planned, "merit": merit, **state.history[-1]})
+            planned = {"epochs": self.epochs * self.recipe.trainings}
+            if self.soup:
+                planned["trainings"] = self.recipe.trainings
+            self.notify({"stage": "epoch", **planned, "merit": merit, **state.history[-1]})
         if self.soup:
             self.soup.load_mean(self.all_modules)
         else:
@@ -287,9 +289,8 @@ class Training:
             self.ranks.check_same_weights(self.modules)
             done = len(plain["history"])
             since = (done - 1) // self.epochs * self.epochs if self.soup else 0  # start of the last epoch's training
-            self.notify(
-                {"stage": "note", "text": f"resuming after epoch {done} of {self.epochs * self.recipe.trainings}"}
-            )
+            of_soup = f" of training {since // self.epochs + 1} of {self.recipe.trainings}" if self.soup else ""
+            self.notify({"stage": "note", "text": f"resuming after epoch {done - since} of {self.epochs}{of_soup}"})
             return TrainingState(len(self.corpus.val), plain["history"], plain["kept_epoch"], kept, since)
         if self.recipe.head_init == "probe" and isinstance(self.objective, FineTune):
             head_from_probe(self.objective, self.encoder, self.clips, self.corpus.val, self.ranks.device)

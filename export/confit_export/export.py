@@ -15,7 +15,7 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.data.tables import check_utf8
 from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.embedding import embed_clips
-from confit_edge.runs import Run, check_same_data
+from confit_edge.runs import Run, check_same_data, weights_sha256
 from confit_export.enrollment import cohort_rows, kind_of_run
 from confit_export.finish import finish
 from confit_export.fuse import can_fuse
@@ -25,11 +25,11 @@ from confit_export.measure import accuracies, compare_on_test, count_softer, sha
 from confit_export.model_file import load_provisional, model_bytes
 from confit_export.quantize import Scheme
 from confit_export.search import Say
-from confit_runtime.contract import Contract
+from confit_runtime.contract import Contract, read_sealed
 from confit_runtime.describe import clip_noun, format_accuracy, format_map
 from confit_runtime.device_file import check_no_device_file
 from confit_runtime.enrollment import Kind
-from confit_runtime.errors import UsageError
+from confit_runtime.errors import ModelError, UsageError
 from confit_runtime.files import check_suffix, make_folder, remove_leftovers, write_atomic
 from confit_runtime.model import Model
 from confit_runtime.names import escape_controls
@@ -160,6 +160,27 @@ def check_printable(out: Path, license: str) -> None:
                 f"{option}: contains a line break, a control character or a mark that reverses the direction of text; give"
                 " one line without them"
             )
+
+
+def check_replaceable(out: Path, run: Run) -> None:
+    """Raise UsageError if `out` exists and was not exported from `run`: nothing could bring it back.
+
+    Of a model whose weights the export changed (`fuse`, or `qat_epochs`), only the data is compared.
+    """
+    if not out.is_file():
+        return
+    try:
+        there = read_sealed(out.read_bytes()).contract
+    except ModelError:
+        what = "and is not a complete model of confit-edge"
+    else:
+        changed = there.parity.get("qat_epochs") or "fused_activations" in there.parity
+        if there.data["fingerprint"] == run.info.data["fingerprint"] and (
+            changed or there.encoder["weights_sha256"] == weights_sha256(run.encoder)
+        ):
+            return
+        what = "with the model of another run"
+    raise UsageError(f"{out}: already exists, {what}; choose another -o, or remove it")
 
 
 def _check_no_effect(option: str, why: str, options: Mapping[str, object]) -> None:

@@ -17,6 +17,7 @@ Bools = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]
 Targets = npt.NDArray[np.int8]  # 0/1 `[clips, classes]`
 
+MAX_NUMBER = 2**53  # up to which a float64 holds every whole number
 MAX_TABLE_SIZE = 4_000_000  # numbers computed at once, where a table can be computed in parts
 
 
@@ -34,17 +35,26 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def check_count(count: float, what: str, minimum: int) -> int:
-    """`count` as an int. Raises UsageError, naming `what` it is, unless it is a whole number of at least `minimum`."""
+    """`count` as an int.
+
+    Raises UsageError, naming `what` it is, unless it is a whole number of at least `minimum` and at most `MAX_NUMBER`.
+    """
     if not isinstance(count, Real) or not minimum <= count < math.inf or int(count) != count:
         raise UsageError(f"{what}: must be a whole number, {minimum} or more; it is {count!r}")
-    return int(count)
+    return int(_not_too_large(count, what))
 
 
 def check_duration(seconds: float, what: str, minimum_s: float = 0.0) -> float:
     """`seconds` as a float.
 
-    Raises UsageError, naming `what` they are, unless they are a number of at least `minimum_s`.
+    Raises UsageError, naming `what` they are, unless they are a number of at least `minimum_s` and at most `MAX_NUMBER`.
     """
     if not isinstance(seconds, Real) or not minimum_s <= seconds < math.inf:
         raise UsageError(f"{what}: must be a number of seconds, {minimum_s:g} or more; it is {seconds!r}")
-    return float(seconds)
+    return float(_not_too_large(seconds, what))
+
+
+def _not_too_large(number: float, what: str) -> float:
+    if number > MAX_NUMBER:
+        raise UsageError(f"{what}: must be at most {MAX_NUMBER:,}")
+    return number

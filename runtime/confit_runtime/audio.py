@@ -239,11 +239,14 @@ def as_channels(pcm: npt.ArrayLike) -> Pcm:
 
 
 def mean_of_channels(channels: Pcm) -> Pcm:
-    """Mono `[samples]`, from `[samples]` or `[samples, channels]`."""
+    """Mono `[samples]`, from `[samples]` or `[samples, channels]`.
+
+    If a channel is not sound, it is the largest magnitude instead of the mean, for `check_samples` to refuse: in the
+    mean, opposite channels would cancel each other, and large ones overflow.
+    """
     if channels.ndim == 1:
         return channels
-    with np.errstate(invalid="ignore"):  # `check_samples` reports infinite samples
-        return channels.mean(axis=1, dtype=np.float32)
+    return channels.mean(axis=1, dtype=np.float32) if is_valid_audio(channels) else np.abs(channels).max(axis=1)
 
 
 def as_array(pcm: npt.ArrayLike, shape: str) -> npt.NDArray[Any]:

@@ -34,6 +34,15 @@ def format_percent(share: float, low: float, high: float, unit: str = " %") -> s
     return f"{100 * share:.1f}{unit}" + ("" if math.isnan(low) else f" {format_interval(100 * low, 100 * high)}")
 
 
+def format_distinct(one: float, other: float) -> tuple[str, str]:
+    """Two different numbers with two decimals, or with as many as it takes to see that they differ: `0.713`, `0.714`."""
+    for decimals in range(2, 17):
+        texts = f"{one:.{decimals}f}", f"{other:.{decimals}f}"
+        if texts[0] != texts[1]:
+            break
+    return texts
+
+
 def format_interval(low: float, high: float, form: str = ".1f") -> str:
     """The two bounds of an interval, formatted alike: `[93.1, 97.8]`."""
     return f"[{low:{form}}, {high:{form}}]"

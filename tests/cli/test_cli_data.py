@@ -99,10 +99,13 @@ def test_split_writes_a_manifest_that_is_read_back(folder: Path) -> None:
     (folder / "notes.csv").write_text("precious,column\n1,2\n")
     refused = run("split", out, "-o", folder / "notes.csv", cache=folder / "cache")
     assert refused.returncode == 2
-    assert "is not a manifest written by `data split`" in refused.stderr
+    assert refused.stderr.endswith("notes.csv: already exists, with other contents; choose another -o, or remove it\n")
     assert (folder / "notes.csv").read_text() == "precious,column\n1,2\n"
     over = run("split", out, "-o", folder / "again.csv", cache=folder / "cache")
-    assert over.returncode == 0, over.stderr  # what it wrote itself it writes anew
+    assert over.returncode == 0, over.stderr  # the same split
+    other = run("split", folder / "set", "-o", out, "--seed", "4", "--fractions", "60/20/20", cache=folder / "cache")
+    assert (other.returncode, read_manifest(out).fingerprint()) == (2, manifest.fingerprint())
+    assert "already exists, with other contents" in other.stderr
 
     replaced = run("split", out, "-o", folder / "anew.csv", "--anew", "--fractions", "50/50/0", cache=folder / "cache")
     assert replaced.returncode == 0, replaced.stderr
@@ -250,7 +253,9 @@ def test_fetch_writes_the_manifest_of_a_corpus_on_disk(emotions: Path, tmp_path:
     assert done.stdout == f"{out}: 3 classes, 30 clips (train 18, val 6, test 6)\n"
     assert "warning: 30 clips, fewer" in done.stderr
     assert {clip.group for clip in read_manifest(out).select("test").clips} == {"09", "10"}
-    plain = run("fetch", "emodb", "--root", emotions, "-o", out, "--partial", "--json", "--top", "2", cache=tmp_path)
+    top = ("fetch", "emodb", "--root", emotions, "--partial", "--json", "--top", "2", "-o")
+    assert "already exists, with other contents" in run(*top, out, cache=tmp_path).stderr
+    plain = run(*top, tmp_path / "top.csv", cache=tmp_path)
     (line,) = plain.stdout.splitlines()
     assert json.loads(line)["sizes"] == {"train": 12, "val": 4, "test": 4}
     assert json.loads(line)["tree"] == str(emotions / "download")

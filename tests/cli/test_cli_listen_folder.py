@@ -147,6 +147,14 @@ def test_doctor_takes_a_pipe(home: Path) -> None:
     assert (lines(done)[-1]["source"], lines(done)[-1]["seconds"]) == ("-", 2.5)
 
 
+def test_doctor_says_that_it_measures_the_beginning_of_a_file_alone(home: Path) -> None:
+    soundfile.write(home / "ten.wav", np.tile(scene(16_000), 4), 16_000)
+    done = run(home, "doctor", "--source", "ten.wav")
+    assert done.stderr == "ten.wav: only the first 8.0 s are measured; --seconds N measures more\n"
+    done = run(home, "doctor", "--source", "ten.wav", "--seconds", "10")
+    assert (done.stderr, done.stdout.splitlines()[0]) == ("", "ten.wav: 10.0 s at 16000 Hz")
+
+
 def test_channels_that_cancel_are_reported_by_doctor_and_listen(home: Path, tmp_path: Path) -> None:
     sound = np.tile(scene(16_000), 4)
     both = np.stack([sound, -sound], axis=1)

@@ -208,6 +208,20 @@ def test_a_long_probe_reports_each_tenth_without_a_progress_bar(
             assert reports == 1 or lines[-1] == "probing the trained encoder: 2500 of 2500 sounds"
 
 
+def test_an_epoch_is_counted_within_its_training(capsys: pytest.CaptureFixture[str]) -> None:
+    heard = {"stage": "epoch", "merit": "accuracy", "loss": 1.0, "val_linear": 0.5}
+    with TrainingBar(False) as bar:
+        bar({**heard, "epoch": 2, "epochs": 3})
+        for epoch in (1, 5, 12):
+            bar({**heard, "epoch": epoch, "epochs": 12, "training": (epoch - 1) // 3 + 1, "trainings": 4})
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "epoch 2/3",
+        "training 1/4, epoch 1/3",
+        "training 2/4, epoch 2/3",
+        "training 4/4, epoch 3/3",
+    ]
+
+
 @pytest.mark.parametrize(("linear", "n", "warned"), [(0.2, 40, True), (0.5, 40, False), (0.2, 10, False)])
 def test_a_linear_probe_far_behind_the_neighbours_is_reported(
     capsys: pytest.CaptureFixture[str], linear: float, n: int, warned: bool

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import sys
@@ -442,3 +443,15 @@ def test_the_fingerprint_of_a_folder_does_not_depend_on_where_it_lies(tmp_path: 
         write(tmp_path / "here" / name, name)
     shutil.copytree(tmp_path / "here", tmp_path / "far" / "away")
     assert read_manifest(tmp_path / "here").fingerprint() == read_manifest(tmp_path / "far" / "away").fingerprint()
+
+
+def test_a_folder_above_that_of_the_classes_is_answered_with_the_one_to_give(tmp_path: Path) -> None:
+    for word in ("no", "yes"):
+        write(tmp_path / "dataset" / word / "1.wav", "")
+    with pytest.raises(
+        ManifestError, match=rf"if no, yes are the classes, give {re.escape(str(tmp_path / 'dataset'))}; "
+    ):
+        read_manifest(tmp_path)
+    shutil.rmtree(tmp_path / "dataset" / "no")  # what is left looks like a class of one speaker
+    with pytest.raises(ManifestError, match="needs at least two: add clips"):
+        read_manifest(tmp_path)

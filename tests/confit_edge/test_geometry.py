@@ -388,6 +388,24 @@ def test_of_many_classes_the_most_confused_are_shown_and_a_plot_stays_small(tmp_
     assert max(many) < 1.1 * max(whole)
 
 
+def test_a_class_without_clips_has_no_row_and_a_column_only_if_it_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    for heard in ([0, 0, 1, 3], [0, 0, 1, 1]):
+        plots.confusion_matrix(
+            np.array([0, 0, 1, 1]), np.array(heard), ["no", "yes", "never", "unknown"], tmp_path / "x.png"
+        )
+    axes = [figure.axes[0] for figure in drawn]
+    assert [[text.get_text() for text in one.get_yticklabels()] for one in axes] == [["no", "yes"]] * 2
+    assert [[text.get_text() for text in one.get_xticklabels()] for one in axes] == [
+        ["no", "yes", "unknown"],
+        ["no", "yes"],
+    ]
+    assert axes[0].images[0].get_array().tolist() == [[100, 0, 0], [0, 50, 50]]  # type: ignore[union-attr]
+
+
 def test_a_map_of_many_clips_is_of_some_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "MAPPED", 30)
     method = plots.embedding_maps({"before": cone(80)}, np.arange(80) % 2, ["a", "b"], tmp_path / "map.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -110,6 +111,11 @@ def test_too_few_others_are_wrong_usage(tmp_path: Path) -> None:
         with_others(OWN, others_of(("c", "3", None), ("c", "3", None)), place="there", seed=0)
     with pytest.raises(UsageError, match=r"no such file or folder \(for --others"):
         read_others(str(tmp_path / "nowhere"), OWN)
+    with pytest.raises(UsageError, match=r"^word: no such file or folder \(for --others\); did you mean words\?$"):
+        read_others("word", OWN)
+    (tmp_path / "noises").mkdir()
+    with pytest.raises(UsageError, match=rf"; did you mean {re.escape(str(tmp_path / 'noises'))}\?$"):
+        read_others(str(tmp_path / "noise"), OWN)
     noise(tmp_path / "Marvin" / "a.wav", 0)
     with pytest.raises(UsageError, match="all its clips are of your own classes"):
         read_others(str(tmp_path), OWN)

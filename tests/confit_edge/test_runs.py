@@ -193,7 +193,9 @@ def test_of_few_clips_several_trainings_are_averaged(
     recipe = Recipe(epochs=1, probe_views=1, frozen_baseline=False, clips_per_class=2)
     train(few_words, tmp_path / "run", recipe, watch=events.append)
     (note,) = [event["text"] for event in events if event["stage"] == "note" and "--soup 1" in event["text"]]
-    assert f"averaging {SOUP_OF_FEW} trainings" in note
+    assert f"averaging {SOUP_OF_FEW} trainings of 1 epoch each" in note
+    epochs = [event for event in events if event["stage"] == "epoch"]
+    assert [(one["training"], one["trainings"]) for one in epochs] == [(at, SOUP_OF_FEW) for at in (1, 2, 3, 4)]
     run = read_run(tmp_path / "run")
     assert run.recipe.soup == SOUP_OF_FEW
     assert run.metrics["training"] == {"epochs": SOUP_OF_FEW, "planned": SOUP_OF_FEW, "ended_early": False}

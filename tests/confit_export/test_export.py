@@ -6,6 +6,7 @@ import copy
 import os
 import shutil
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,14 @@ from confit_edge.encoders.speech_embedding import RECEPTIVE, SpeechEmbedding
 from confit_edge.probes.metrics import correct
 from confit_edge.runs import Run, run_corpus, weights_sha256, with_current_paths
 from confit_export import job, measure
-from confit_export.export import Exported, export_run
+from confit_export.export import Exported, check_replaceable, export_run
 from confit_export.graph import assemble, count_macs, to_onnx
 from confit_export.job import Quantisation
 from confit_export.measure import compare_on_test, count_softer, share_fired
 from confit_export.model_file import load_provisional
 from confit_export.rooms import ROOMS, quiet_rooms
 from confit_runtime import Model, load
-from confit_runtime.contract import read_sealed
+from confit_runtime.contract import read_sealed, seal
 from confit_runtime.data_warnings import data_warnings
 from confit_runtime.errors import ConfitError, UsageError
 from tests import tiny_model
@@ -365,9 +366,14 @@ def bad_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("bad_calibration")
 def test_a_failed_gate_names_the_layers_to_blame_and_leaves_no_file_but_an_older_one(
-    run_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run_path: Path,
+    exports: dict[str, Exported],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "words.onnx").write_bytes(b"the last good one")
+    last_good = exports["int8"].path.read_bytes()
+    (tmp_path / "words.onnx").write_bytes(last_good)
     monkeypatch.setattr(sys, "argv", ["confit-edge", "export", str(run_path), "-o", str(tmp_path / "words.onnx")])
     main_exit(1)
     last = capsys.readouterr().err.splitlines()[-1]
@@ -376,7 +382,28 @@ def test_a_failed_gate_names_the_layers_to_blame_and_leaves_no_file_but_an_older
     assert "/stack/layers." in last
     assert "--no-quantize" in last
     assert [path.name for path in tmp_path.iterdir()] == ["words.onnx"]
-    assert (tmp_path / "words.onnx").read_bytes() == b"the last good one"
+    assert (tmp_path / "words.onnx").read_bytes() == last_good
+
+
+def test_only_a_model_of_the_same_run_is_replaced(run: Run, exports: dict[str, Exported], tmp_path: Path) -> None:
+    out = tmp_path / "words.onnx"
+    check_replaceable(out, run)
+    model = exports["int8"].path.read_bytes()
+    graph, contract = model[: read_sealed(model).graph_size], exports["int8"].contract
+    encoder, data = {**contract.encoder, "weights_sha256": "another"}, {**contract.data, "fingerprint": "another"}
+    refused = "words.onnx: already exists, with the model of another run; choose another -o, or remove it"
+    for there, message in (
+        (contract, ""),
+        (replace(contract, encoder=encoder), refused),
+        (replace(contract, data=data), refused),
+        (replace(contract, encoder=encoder, parity={**contract.parity, "qat_epochs": 3}), ""),
+    ):
+        out.write_bytes(seal(graph, there))
+        with nullcontext() if not message else pytest.raises(UsageError, match=message):
+            check_replaceable(out, run)
+    out.write_bytes(b"a model of another tool")
+    with pytest.raises(UsageError, match="already exists, and is not a complete model"):
+        check_replaceable(out, run)
 
 
 @pytest.mark.usefixtures("bad_calibration")

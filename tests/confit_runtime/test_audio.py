@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from confit_runtime.audio import (
     sound_seconds,
     to_mono,
 )
-from confit_runtime.sources import Microphone
+from confit_runtime.sources import Gap, Microphone
+from confit_runtime.sources.base import sound_or_gap
 from tests.confit_runtime.fake_sounddevice import FakePortAudio
 from tests.tiny_model import silence, tone
 
@@ -310,6 +312,16 @@ def test_infinite_samples_raise_an_error_without_warnings(pcm: Any) -> None:
     """numpy's own warnings would stand among what a program prints."""
     with pytest.raises(AudioError, match="holds NaN or infinite samples"):
         check_samples(to_mono(pcm), "the pipe")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("pair", [(1e30, -1e30), (3e38, 3e38), (150.0, -150.0)])
+def test_channels_that_are_not_sound_are_not_averaged_into_sound(pair: tuple[float, float]) -> None:
+    """Opposite channels cancel in the mean; the sum of large ones overflows, of which numpy warns."""
+    pcm = np.full((100, 2), pair, np.float32)
+    with pytest.raises(AudioError, match=re.escape(f"holds samples up to {pair[0]:.5g}, ")):
+        check_samples(to_mono(pcm), "the pipe")
+    assert isinstance(sound_or_gap((pcm, 16_000), "the pipe"), Gap)
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from confit_edge.cli import main
 from confit_runtime.audio import load_clip
 from tests.tiny_model import RATE, silence
 
@@ -94,3 +95,28 @@ def test_events_are_json_in_a_program(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [(line["type"], line["label"], line["source"]) for line in lines] == [
         (kind, "seven", str(tmp_path / "scene.wav")) for kind in ("detection", "ended")
     ]
+
+
+def test_the_automation_understands_what_listen_prints_and_the_script_posts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    yaml, jinja2 = pytest.importorskip("yaml"), pytest.importorskip("jinja2")
+    told = page("raspberry-pi.md")
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", told, re.DOTALL | re.MULTILINE)
+    (automation,) = yaml.safe_load(block)
+    (trigger,), (condition,) = automation["triggers"], automation["conditions"]
+    assert f"/api/webhook/{trigger['webhook_id']}\n" in told
+    assert (trigger["allowed_methods"], trigger["local_only"]) == (["POST"], True)
+
+    three = DATA / "digits-real" / "three.ogg"
+    argv = ["confit-edge", "listen", "digits", "--source", str(three), "--json", "--threshold", "three=0.5"]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit):
+        main()
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith('{"type": "detection"')  # what the script looks for
+    template = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(condition["value_template"])
+    heard = json.loads(line)
+    for label, score, fires in (("three", 0.7, True), ("three", 0.69, False), ("two", 0.9, False)):
+        assert heard.keys() >= {"label", "score", "speaker"}
+        assert template.render(trigger={"json": {**heard, "label": label, "score": score}}) == str(fires)

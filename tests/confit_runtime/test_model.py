@@ -41,6 +41,7 @@ from confit_runtime.chunk_scorer import HOPS_PER_CALL
 from confit_runtime.contract import seal
 from confit_runtime.detect import Detector, Hold
 from confit_runtime.gallery import Gallery
+from confit_runtime.listener import Listener
 from confit_runtime.model import State
 from confit_runtime.session import open_session
 from confit_runtime.speaker import SaveTap
@@ -128,6 +129,15 @@ def test_invalid_counts_are_usage_errors(tiny: Path, model: Model, tmp_path: Pat
     for what, attempt in attempts:
         with pytest.raises(UsageError, match=re.escape(f"{what}: must be a whole number, ") + f".*it is {count!r}$"):
             attempt()
+
+
+def test_a_number_too_large_for_a_float_is_a_usage_error(model: Model) -> None:
+    most = r"must be at most 9,007,199,254,740,992$"
+    with pytest.raises(UsageError, match=f"^the number of samples to skip: {most}"):
+        model.stream().skip(10**400)
+    for seconds in (10**400, 1e308):  # which times the rate is infinite
+        with pytest.raises(UsageError, match=f"^the seconds to listen: {most}"):
+            Listener([model.stream()], "", RATE, seconds=seconds)
 
 
 def test_a_whole_number_may_be_of_any_type(model: Model) -> None:

@@ -35,6 +35,7 @@ from confit_runtime.sources import (
     import_portaudio,
     input_devices,
     open_source,
+    pcm,
 )
 from confit_runtime.sources.base import PlaybackClock
 from confit_runtime.sources.microphone import _Converter
@@ -226,6 +227,55 @@ def test_a_pipe_pauses_when_nothing_more_came_for_a_while_and_not_when_it_stutte
         assert isinstance(next(items), tuple)
         writer.close()
         assert list(items) == []
+
+
+@pytest.mark.parametrize(
+    ("paces", "waits", "found"),
+    [
+        ([48_000] * 3, 0.9, [48_000]),  # arecord -r 48000 | listen - --rate 16000
+        ([8_010] * 5, 0.5, [8_000]),  # half the rate: voices at double speed; reported once
+        ([88_200] * 3, 0.3, [88_200]),  # arecord -f cd: two channels
+        ([16_080] * 3, 0.9, []),  # a sound card that runs fast
+        ([48_000, 30_000, 48_000], 0.9, []),  # not steady
+        ([13_000] * 3, 0.9, []),  # a writer that leaves out silence, or a slow network
+        ([48_000] * 3, 0.01, []),  # a recording that the models hear at three times its speed
+    ],
+)
+def test_a_pipe_whose_rate_is_wrong_is_known_by_its_pace(paces: list[int], waits: float, found: list[int]) -> None:
+    pace, now, reported = pcm._Pace(16_000), 0.0, []
+    pace.came(65_536, now, 5.0)  # what was waiting in the pipe
+    for frames in paces:
+        for _ in range(51):
+            now += 0.2
+            reported.append(pace.came(frames / 5, now, waits / 5))
+    assert [one for one in reported if one is not None] == found
+
+
+def test_a_pipe_whose_rate_is_wrong_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pcm, "_PACE_S", 0.5)
+    monkeypatch.setattr(pcm, "_NEAR", 0.3)  # a busy machine
+    monkeypatch.setattr(pcm, "_PACES", [48_000])
+    reading, writing = os.pipe()
+    with open(reading, "rb") as reader, open(writing, "wb", buffering=0) as writer:
+
+        def send() -> None:
+            began = time.monotonic()
+            for block in range(60):
+                writer.write(bytes(2 * 48_000 // 20))
+                time.sleep(max(0.0, began + (block + 1) / 20 - time.monotonic()))
+            writer.close()
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        notices = [item for item in PcmSource(reader, 16_000) if isinstance(item, Notice)]
+        sender.join()
+    assert [(notice.state, notice.text) for notice in notices] == [
+        (
+            "rate",
+            "-: 48,000 samples per second come through the pipe, though its rate is said to be 16,000 Hz: check rate,"
+            " channels and format",
+        )
+    ]
 
 
 def test_a_pipe_that_sends_much_at_once_pauses_when_that_has_sounded() -> None:

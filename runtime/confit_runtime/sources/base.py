@@ -53,13 +53,14 @@ class Notice:
 
     - "away": it went away and is being waited for; "back": it is back. Meanwhile its clock continues, and gaps say
       how far. The clock of a pipe stands still, because the writer may have nothing to write.
+    - "rate": its samples come at another rate than it is said to have.
     - "narrow": it lacks frequencies that `models` hear; "behind": the models are too slow
       (`confit_runtime.listener`).
     - "silent", "clipped" or "cancelled" (its channels cancel each other): it has been so for a while; "fine": no longer
       (`confit_runtime.level_monitor`).
     """
 
-    state: Literal["away", "back", "narrow", "behind", "silent", "clipped", "cancelled", "fine"]
+    state: Literal["away", "back", "rate", "narrow", "behind", "silent", "clipped", "cancelled", "fine"]
     text: str
     models: tuple[str, ...] = ()
 
