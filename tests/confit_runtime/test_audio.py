@@ -27,7 +27,7 @@ from confit_runtime.audio import (
     to_mono,
 )
 from confit_runtime.sources import Gap, Microphone
-from confit_runtime.sources.base import sound_or_gap
+from confit_runtime.sources.base import chunk_or_gap
 from tests.confit_runtime.fake_sounddevice import FakePortAudio
 from tests.tiny_model import silence, tone
 
@@ -321,7 +321,7 @@ def test_channels_that_are_not_sound_are_not_averaged_into_sound(pair: tuple[flo
     pcm = np.full((100, 2), pair, np.float32)
     with pytest.raises(AudioError, match=re.escape(f"holds samples up to {pair[0]:.5g}, ")):
         check_samples(to_mono(pcm), "the pipe")
-    assert isinstance(sound_or_gap((pcm, 16_000), "the pipe"), Gap)
+    assert isinstance(chunk_or_gap((pcm, 16_000), "the pipe"), Gap)
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
