@@ -161,7 +161,7 @@ def read_manifest(
     CLASS/GROUP/... form one group whatever their class, and any other clip is a group of its own.
 
     Raises UsageError for a missing file or column and for a table of times, and ManifestError for everything else: text that
-    cannot be parsed, an empty label, an unknown split, fewer than two classes (unless `allow_one_class`), or a path format_list
+    cannot be parsed, an empty label, an unknown split, fewer than two classes (unless `allow_one_class`), or a path listed
     twice (even with equal rows: one of them is a mistake, and only its author knows which).
     """
     source = Path(os.path.abspath(path))
@@ -190,7 +190,7 @@ def read_manifest(
             cure = "keep one row"
             if not file.exists() and (folder / "|".join(labels)).is_file():
                 cure = f"or are the columns path and {label_column} swapped?"
-            raise ManifestError(f"{where}: {relative(file, folder)} is format_list {what} (first at {first}); {cure}")
+            raise ManifestError(f"{where}: {relative(file, folder)} is listed {what} (first at {first}); {cure}")
         seen[file] = place, clip
         clips.append(clip)
 
