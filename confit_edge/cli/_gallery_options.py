@@ -48,7 +48,7 @@ def refusal_reason(match: Match, name: str) -> str:
     score, needed = f"{match.score:.2f}", f"{match.threshold:.2f}"
     return {
         "too low": f"needs {needed}" if score != needed else f"just below the {needed} needed",
-        "negative": f"but a negative print of {name} is nearer",
+        "negative": f"but the negative prints of {name} are nearer",
         "stranger": "but strangers in the model's cohort are nearer",
         "other": f"but {match.runner_up} is nearer, {match.runner_up_score or 0.0:.2f}",
         "too close": "too close to the runner-up to decide",

@@ -27,7 +27,7 @@ def identify(
     """Print which enrolled name each clip belongs to.
 
     Each line shows the name with its score and the runner-up, or that the clip is unknown and why: the best score is too
-    low, two names are too close to decide, or the clip is nearer to a stranger or to a negative print.
+    low, two names are too close to decide, or the clip is nearer to a stranger or to the name's negative prints.
 
     A clip that cannot be read or is longer than an hour is reported (with --json as a line `failed`), the others are still
     identified, and the exit status is 1.

@@ -27,9 +27,9 @@ def verify(
 
     The exit status is 0 for yes, 1 for no, and 2 if it could not be decided.
 
-    The answer is yes if the clip's score for NAME reaches the threshold and no other enrolled name, stranger or negative
-    print is nearer. Otherwise the reason is printed. NAME need not be clearly nearer than others: if two names are too close
-    to decide, `identify` answers unknown, but the nearer of them is still verified.
+    The answer is yes if the clip's score for NAME reaches the threshold and no other enrolled name, stranger or NAME's
+    negative prints are nearer. Otherwise the reason is printed. NAME need not be clearly nearer than others: if two names are
+    too close to decide, `identify` answers unknown, but the nearer of them is still verified.
 
     A voice is no password: a recording of it passes just as well.
 

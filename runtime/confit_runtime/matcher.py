@@ -24,6 +24,7 @@ PRIOR_PRINTS = 4.5  # number of prints of a name that weigh as much as what the 
 MIN_SHIFT, MAX_SHIFT = -0.25, 0.05  # of the threshold, by a name's own prints
 UNIT_TOLERANCE = 1e-6  # a length this close to 1 differs from it by rounding only
 ROUNDING_TOLERANCE = 1e-6  # of a cosine: refuse a clip that is both a print and a negative one, whatever its last digit
+SAME_SOUND = 0.99  # cosine with a negative print from which a sound is that very one again
 NEWEST_PRINTS = 64  # of a name, the newest, from which the similarity of its prints is computed
 
 Reason = Literal["nobody", "too low", "negative", "stranger", "other", "too close"]
@@ -38,7 +39,7 @@ class Match:
 
     - "nobody": nobody is enrolled.
     - "too low": the score is below the threshold.
-    - "negative": a negative print of the name is nearer.
+    - "negative": the name's negative prints are nearer.
     - "stranger": a sound of the cohort is nearer.
     - "other": another name is nearer (only if one name was asked for).
     - "too close": two names are too close to each other.
@@ -98,8 +99,8 @@ class Matcher:
     A name's score is the cosine between the embedding and the centroid of the name's three nearest prints, weighted by
     their similarity. A name is scored if it owns one of the 64 nearest prints (or of more, if those all belong to one
     name). The answer is unknown if the best score is below its threshold, within `margin` of the next name's, no
-    better than the mean cosine of the three nearest sounds of the `cohort`, or no better than that of a negative print
-    of the name.
+    better than the mean cosine of the three nearest sounds of the `cohort`, or no better than the similarity to the
+    name's negative prints (`negatives_win`).
 
     A name's threshold is the model's, shifted by how similar the name's own prints are (each against the others)
     compared with those the model was calibrated on. The shift is shrunk: `p` prints weigh `p / (p + 4.5)`. Prints that
@@ -174,16 +175,16 @@ class Matcher:
         return self._answer(query, (self._score(claimed, query), claimed), others[0] if others else None, 0.0)
 
     def vetoes(self, label: str, embedding: npt.ArrayLike) -> bool:
-        """Whether an embedding `[dim]` of a sound detected as `label` matches a negative print of that label.
+        """Whether an embedding `[dim]` of a sound detected as `label` matches the negative prints of that label.
 
-        It does if it is as near to such a print as a match must be, and nearer than to the sounds of the cohort.
-        Raises UsageError for what `match` refuses.
+        It does if it is as near to them as a match must be, and as its score would be if the cohort, which holds true
+        sounds of each label, were the label's own prints. Raises UsageError for what `match` refuses.
         """
         query, label = self._query(embedding), normalise(label)
         if label not in self.names:
             return False
-        nearest = self._nearest_veto(self.names.index(label), query)
-        return nearest >= self.levels.threshold and nearest > self._nearest_cohort(query)
+        score = max(self.levels.threshold, print_score(self._cohort, query))
+        return negatives_win(self._negatives(self.names.index(label)), query, score)
 
     def _query(self, embedding: npt.ArrayLike) -> Floats:
         query = as_floats(embedding, f"an embedding [{self._prints.shape[1]}]")
@@ -215,7 +216,7 @@ class Matcher:
         score, index = best
         if not score >= threshold:
             return "too low"
-        if self._nearest_veto(index, query) >= score - ROUNDING_TOLERANCE:
+        if negatives_win(self._negatives(index), query, score):
             return "negative"
         if self._nearest_cohort(query) >= score:
             return "stranger"
@@ -262,14 +263,8 @@ class Matcher:
         nearest = np.sort(self._cohort @ query)[-NEAREST_PRINTS:]
         return float(nearest.mean()) if len(nearest) else -math.inf
 
-    def _nearest_veto(self, place: int, query: Floats) -> float:
-        start, end = self._veto_starts[place], self._veto_starts[place + 1]
-        if end == start:
-            return -math.inf
-        prints = self._vetoes[start:end]
-        # the query of a clip with several sounds is their mean, and each of its prints one of them: also compare as for
-        # a name
-        return max(float((prints @ query).max()), print_score(prints, query))
+    def _negatives(self, place: int) -> Floats:
+        return self._vetoes[self._veto_starts[place] : self._veto_starts[place + 1]]
 
 
 def l2_normalise(rows: Floats) -> Floats:
@@ -288,6 +283,23 @@ def print_score(prints: Floats, query: Floats) -> float:
     weights = np.maximum(cosines, 0.0)
     centroid = (weights if weights.any() else np.ones_like(weights)) @ prints
     return float(centroid @ query / max(float(np.linalg.norm(centroid)), 1e-12))
+
+
+def negatives_win(negatives: Floats, query: Floats, score: float) -> bool:
+    """Whether `query [dim]` is as near to negative prints `[n, dim]` as `score`, its similarity to what they are not.
+
+    The mean cosine of the nearest ones decides: the square root of n of them, rounded up, as is usual for nearest
+    neighbours. (The highest cosine alone grows with every print that is added, until nothing is ever nearer to the
+    name.) A single one is enough if the query is that very sound again.
+    """
+    if not len(negatives):
+        return False
+    cosines = negatives @ query
+    nearest = np.sort(cosines)[-math.ceil(math.sqrt(len(cosines))) :]
+    # the query of a clip with several sounds is their mean, and each of its prints one of them: also compare as for a
+    # name
+    same = max(float(cosines.max()), print_score(negatives, query))
+    return max(float(nearest.mean()), same if same >= SAME_SOUND else -math.inf) >= score - ROUNDING_TOLERANCE
 
 
 def mutual_similarity(prints: Floats) -> float:

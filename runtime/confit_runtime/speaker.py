@@ -155,14 +155,19 @@ class SpeakerTap(RecentAudio):
 
 
 class VetoTap(RecentAudio):
-    """Drops detections whose sound was enrolled as a negative of their label (`enroll --negative`)."""
+    """Drops detections of labels whose sound is like the label's negative prints (`enroll --negative`).
+
+    Enrolled names pass: their stream compares every row with the name's negative prints.
+    """
 
     def __init__(self, model: Model, gallery: Gallery) -> None:
         super().__init__(lookback_s([model]))
         self._model, self._gallery = model, gallery
 
     def judge(self, detection: Detection) -> Detection | None:
-        if detection.model != self._model.name or not (matcher := self._gallery.matcher).has_vetoes:
+        if detection.enrolled or detection.model != self._model.name:
+            return detection
+        if not (matcher := self._gallery.matcher).has_vetoes:
             return detection
         sound = trigger_audio(self, detection, self._model)
         if not len(sound):

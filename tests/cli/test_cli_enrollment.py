@@ -211,9 +211,9 @@ def test_the_reason_for_unknown_is_reported(words: Path, confit: Confit) -> None
     assert ", needs " in out or ", but strangers" in out
     assert confit("enroll", "digits", "marvin", query_path, "--negative", *house)[0] == 0
     _, out, _ = confit("identify", "digits", query_path, *house)
-    assert out == f"{query_path}  unknown  (nearest marvin 1.00, but a negative print of marvin is nearer)\n"
+    assert out == f"{query_path}  unknown  (nearest marvin 1.00, but the negative prints of marvin are nearer)\n"
     status, out, _ = confit("verify", "digits", "marvin", query_path, *house)
-    assert (status, out) == (1, f"{query_path}  is not marvin  1.00  (but a negative print of marvin is nearer)\n")
+    assert (status, out) == (1, f"{query_path}  is not marvin  1.00  (but the negative prints of marvin are nearer)\n")
     _, out, _ = confit("identify", "digits", query_path, *house, "--json")
     match = json.loads(out.splitlines()[0])
     assert (match["name"], match["reason"], match["nearest"]) == (None, "negative", "marvin")

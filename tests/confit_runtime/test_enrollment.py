@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from confit_edge.demo import DATA
 from confit_runtime import Model, load
+from confit_runtime.audio import load_clip
 from confit_runtime.enrollment import ExistingPrints, Kind, embed_query, extract_prints, select_new_prints, split_sounds
 from confit_runtime.errors import AudioError
 from confit_runtime.gallery import Gallery
@@ -81,6 +83,35 @@ def test_a_negative_of_several_sounds_refuses_the_clip_it_is_of(digits: Model, t
             # carried, as an older version's: of one sound that is both none is answered
             gallery.enroll("x", prints, sources=["two"] * 2, voiced_s=1.0, negative=negative, carried=True)
         assert gallery.match(asked).reason == "negative"
+
+
+def test_negative_prints_leave_true_sounds_alone(digits: Model, tmp_path: Path) -> None:
+    """With 67 other words that are taken for "bird" as negative prints, 30 of the 45 voices that say it were recognised."""
+    voices, words = ("af_kore", "am_santa", "bm_george", "hm_omega", "jf_alpha", "zf_xiaoyi"), ("bird", "bed", "cat")
+    queries = {
+        word: {
+            path.stem: embed_query(digits, load_clip(path, digits.contract.sample_rate), "sound", path.name)
+            for path in sorted((DATA / "words" / word).glob("*.ogg"))
+        }
+        for word in words
+    }
+    true = [query for voice, query in queries["bird"].items() if voice not in voices]
+    with Gallery.open(tmp_path / "words.db", digits, create=True, threshold=0.6) as gallery:
+
+        def recognised(sounds: list[Floats]) -> list[Floats]:
+            return [sound for sound in sounds if gallery.match(sound).name == "bird"]
+
+        prints = np.stack([queries["bird"][voice] for voice in voices])
+        gallery.enroll("bird", prints, sources=voices, voiced_s=1.0)
+        found = len(recognised(true))
+        alarms = recognised([*queries["bed"].values(), *queries["cat"].values()])
+        assert (found, len(alarms)) == (45, 67)
+        for begin, end in ((0, 1), (1, 3), (3, 10), (10, 30), (30, 67)):
+            gallery.enroll(
+                "bird", np.stack(alarms[begin:end]), sources=["tv"] * (end - begin), voiced_s=1.0, negative=True
+            )
+            assert len(recognised(true)) >= 0.9 * found
+            assert recognised(alarms[:end]) == []
 
 
 def test_a_short_clip_is_taken_as_it_is(model: Model) -> None:

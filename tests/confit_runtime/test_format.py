@@ -195,6 +195,12 @@ def name_score(prints: Floats, query: Floats) -> float:
     return float(mean @ query / np.linalg.norm(mean))
 
 
+def negative_value(prints: Floats, query: Floats) -> float:
+    cosines = sorted(prints @ query, reverse=True)
+    again = max(cosines[0], name_score(prints, query))
+    return float(again if again >= 0.99 else np.mean(cosines[: math.ceil(math.sqrt(len(cosines)))]))
+
+
 def match(file: File, prints: Prints, embedding: Floats) -> Answer:
     query, levels = unit(embedding), file.calibration["enroll"]
     strangers = np.concatenate([file.cohort, file.quiet]) if levels["kind"] == "sound" else file.cohort
@@ -210,7 +216,7 @@ def match(file: File, prints: Prints, embedding: Floats) -> Answer:
     reason = None
     if score < threshold:
         reason = "too low"
-    elif len(negative) and max((negative @ query).max(), name_score(negative, query)) >= score - 1e-6:
+    elif len(negative) and negative_value(negative, query) >= score - 1e-6:
         reason = "negative"
     elif of_strangers >= score:
         reason = "stranger"
@@ -408,6 +414,7 @@ CONSTANTS = {
         "matcher": {
             "NEAREST_PRINTS": 3, "NEIGHBOUR_PRINTS": 64, "DEFAULT_THRESHOLD": 0.6, "DEFAULT_MARGIN": 0.03, "PRIOR_PRINTS": 4.5,
             "MIN_SHIFT": -0.25, "MAX_SHIFT": 0.05, "UNIT_TOLERANCE": 1e-6, "ROUNDING_TOLERANCE": 1e-6, "NEWEST_PRINTS": 64,
+            "SAME_SOUND": 0.99,
         },
         "voice_activity": {
             "FRAME_S": 0.032, "STEP_S": 0.01, "LOW_HZ": 100.0, "HIGH_HZ": 4000.0, "BELOW_PEAK_DB": 35.0, "ABOVE_FLOOR_DB": 8.0,

@@ -10,7 +10,16 @@ import pytest
 
 from confit_runtime import Model, UsageError, load
 from confit_runtime.gallery import Gallery
-from confit_runtime.matcher import MAX_SHIFT, MIN_SHIFT, PRIOR_PRINTS, Levels, Matcher, l2_normalise, mutual_similarity
+from confit_runtime.matcher import (
+    MAX_SHIFT,
+    MIN_SHIFT,
+    PRIOR_PRINTS,
+    Levels,
+    Matcher,
+    l2_normalise,
+    mutual_similarity,
+    negatives_win,
+)
 from tests import tiny_model
 from tests.tiny_model import Floats
 
@@ -68,6 +77,49 @@ def test_one_negative_print_of_several_is_enough() -> None:
     near = l2_normalise(east + 0.1 * np.eye(DIM, dtype=np.float32)[4])
     matcher = Matcher(["low"], [0], near[None], nothing, levels=Levels(), vetoed=[0] * 4, vetoes=vetoes)
     assert matcher.match(east).reason == "negative"
+
+
+def test_more_negative_prints_do_not_silence_a_name() -> None:
+    """The highest of many cosines exceeds the score of any sound; the mean of a growing number of them does not."""
+    rng, dim = np.random.default_rng(0), 64
+
+    def around(centre: Floats, count: int, spread: float) -> Floats:
+        return l2_normalise(centre + spread * l2_normalise(rng.standard_normal((count, dim)).astype(np.float32)))
+
+    name, tv = (
+        l2_normalise(np.eye(dim, dtype=np.float32)[0] + 0.3 * np.eye(dim, dtype=np.float32)[at]) for at in (1, 2)
+    )
+    prints, true, alarms = around(name, 3, 0.5), around(name, 100, 0.5), around(tv, 400, 0.5)
+    nothing = np.zeros((0, dim), np.float32)
+
+    def recognised(negatives: int, sounds: Floats) -> int:
+        vetoed, vetoes = [0] * negatives, alarms[:negatives]
+        matcher = Matcher(["it"], [0] * 3, prints, nothing, levels=Levels(), vetoed=vetoed, vetoes=vetoes)
+        return sum(matcher.match(sound).name == "it" for sound in sounds)
+
+    assert recognised(0, true) == 100
+    assert recognised(0, alarms[200:]) == 200
+    for negatives in (1, 3, 10, 63, 200):
+        assert recognised(negatives, true) >= 95
+        assert recognised(negatives, alarms[:negatives]) == 0  # the same sounds again
+    assert recognised(200, alarms[200:]) < 100
+
+
+def test_negatives_win_by_the_mean_of_the_nearest_as_a_plain_loop_finds() -> None:
+    rng = np.random.default_rng(1)
+    for number in (1, 2, 4, 5, 9, 10, 30):
+        negatives, query = (l2_normalise(rng.standard_normal(shape).astype(np.float32)) for shape in ((number, 8), 8))
+        cosines = sorted(
+            (float(sum(a * b for a, b in zip(one, query, strict=True))) for one in negatives), reverse=True
+        )
+        nearest = 1
+        while nearest * nearest < number:
+            nearest += 1
+        value = sum(cosines[:nearest]) / nearest
+        assert negatives_win(negatives, query, value - 1e-4)
+        assert not negatives_win(negatives, query, value + 1e-4)
+        assert negatives_win(np.concatenate([negatives, query[None]]), query, 1.0)
+    assert not negatives_win(np.zeros((0, 8), np.float32), query, -1.0)
 
 
 # thresholds and verification

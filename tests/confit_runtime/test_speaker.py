@@ -186,6 +186,8 @@ def test_a_false_alarm_that_was_taught_is_dropped(tmp_path: Path, model: Model, 
         assert tap.judge(alarm) is None
         assert tap.judge(truth) == truth
         assert tap.judge(detection(1.0, 1.5, "mid", rate)) is not None
+        of_a_name = dataclasses.replace(alarm, enrolled=True)  # its stream compared it with the negative prints already
+        assert tap.judge(of_a_name) == of_a_name
         of_another_model = dataclasses.replace(alarm, model="other")
         assert tap.judge(of_another_model) == of_another_model
 
