@@ -22,12 +22,14 @@ MANY_SOUNDS = 5  # in one clip: more suggest a recording that also holds other s
 def warn_about_prints(
     name: str, taken: list[tuple[str, ClipPrints]], model: Model, gallery: Gallery | None, kind: Kind, *, negative: bool
 ) -> None:
-    """Warn about prints of `name`, or negative prints of it, that would spoil answers."""
+    """Warn about prints of `name`, or negative prints of it, that would spoil answers.
+
+    What negative prints would silence is for `check_negatives`.
+    """
     if kind == "sound":
         _warn_about_quiet_clips(model, taken)
         _warn_about_several_sounds(taken)
     if negative:
-        _warn_about_negatives(name, taken, gallery)
         return
     if kind == "sound":
         _warn_about_generic_sounds(model, taken)
@@ -73,13 +75,6 @@ def _similarities(taken: list[tuple[str, ClipPrints]], others: Floats) -> Iterat
         yield clip, float((one.embeddings @ others.T).max(initial=-1.0))
 
 
-def _prints(name: str, gallery: Gallery | None) -> tuple[list[Floats], list[Floats]]:
-    """The prints of a name, each `[dim]`, and its negative prints; both empty if the name is not enrolled."""
-    prints = gallery.prints(name) if gallery is not None and gallery.counts_of(name).prints else []
-    own, negative = ([one.embedding for one in prints if one.negative == wanted] for wanted in (False, True))
-    return own, negative
-
-
 def _warn_about_several_sounds(taken: list[tuple[str, ClipPrints]]) -> None:
     """Warn about clips that hold many sounds: each becomes a print, and a wrong one makes the name fire for it."""
     for clip, one in taken:
@@ -115,27 +110,6 @@ def _warn_about_non_voices(model: Model, taken: list[tuple[str, ClipPrints]]) ->
             )
 
 
-def _warn_about_negatives(name: str, taken: list[tuple[str, ClipPrints]], gallery: Gallery | None) -> None:
-    """Warn about prints of a name that are nearer to its negative prints, new or old, than to its other prints."""
-    import numpy as np
-
-    from confit_runtime.matcher import print_score
-
-    own, before = _prints(name, gallery)
-    if len(own) < 2:  # a single print does not show how near another would be
-        return
-    negatives = np.concatenate([*(row[None] for row in before), *(one.embeddings for _, one in taken)])
-    lost = sum(
-        float((negatives @ one).max()) >= print_score(np.stack(own[:at] + own[at + 1 :]), one)
-        for at, one in enumerate(own)
-    )
-    if lost:
-        say(
-            f"warning: {lost} of the {len(own)} prints of {name} are nearer to its negative prints than to its other prints;"
-            f" such sounds will no longer be recognised as {name}"
-        )
-
-
 def _warn_about_recognised_as_others(name: str, taken: list[tuple[str, ClipPrints]], gallery: Gallery) -> None:
     matcher = gallery.matcher
     others = Counter(match.name for _, one in taken for match in map(matcher.match, one.embeddings))
@@ -152,7 +126,8 @@ def _warn_about_outliers(name: str, taken: list[tuple[str, ClipPrints]], model: 
 
     from confit_runtime.matcher import Levels, print_score
 
-    known, _ = _prints(name, gallery)
+    prints = gallery.prints(name) if gallery is not None and gallery.counts_of(name).prints else []
+    known = [one.embedding for one in prints if not one.negative]
     clips = [clip for clip, one in taken for _ in one.embeddings]
     every = np.concatenate([*(row[None] for row in known), *(one.embeddings for _, one in taken)])
     needed = Levels.of(model.contract, None, None).threshold

@@ -69,6 +69,12 @@ def enroll(
             help="Enroll counter-examples: clips taken for NAME (an enrolled name or a label) that are not it.",
         ),
     ] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Enroll counter-examples even if most sounds of NAME would no longer be recognised."
+        ),
+    ] = False,
     keep_audio: Annotated[
         bool,
         typer.Option(
@@ -89,6 +95,9 @@ def enroll(
     Run the command again to add clips; prints that the name already has are left out. Ask people before you enroll their
     voice.
 
+    Counter-examples (--negative) keep the same sounds from being taken for NAME again, and many (thirty or more) also most
+    sounds like them. If they would withhold most of NAME's own prints, nothing is written, unless you give --force.
+
     Examples:
 
         confit-edge enroll speakers ada ada-1.wav ada-2.wav ada-3.wav
@@ -100,6 +109,7 @@ def enroll(
     """
     import numpy as np
 
+    from confit_edge.cli._enroll_negatives import check_negatives
     from confit_runtime import load
     from confit_runtime.enrollment import ExistingPrints, model_kind, select_new_prints, to_flac
     from confit_runtime.gallery import Gallery
@@ -109,6 +119,8 @@ def enroll(
 
     name = check_new_name(name)
     _check_options(clips, mic, {"--source": source, "--takes": takes, "--seconds": take_seconds})
+    if force and not negative:
+        raise UsageError("--force applies only to --negative; leave it out")
     loaded = load(model)
     rate = loaded.contract.sample_rate
     with ExitStack() as stack:
@@ -137,6 +149,8 @@ def enroll(
             name, blobs, sources, of_each, already, None if negative else settled, gallery
         )
         prints, left_out = [prints[at] for at in places], len(prints) - len(places)
+        if prints and negative:
+            check_negatives(name, [sound for _, sound, _ in prints], embeddings[places], loaded, there, force=force)
         if prints:
             opened = there or stack.enter_context(Gallery.open(gallery, loaded, create=True, kind=settled))
             opened.enroll(

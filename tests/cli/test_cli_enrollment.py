@@ -274,17 +274,39 @@ def test_a_clip_of_many_sounds_is_reported(words: Path, confit: Confit) -> None:
         assert (f"warning: {count}.flac: holds {count} sounds separated by pauses" in err) == warned
 
 
-def test_negatives_that_silence_the_name_itself_are_reported(words: Path, confit: Confit) -> None:
+def test_negatives_that_silence_the_name_itself_are_refused(words: Path, confit: Confit) -> None:
     house = ("--gallery", "deaf.db")
     voices = ("am_santa", "bf_lily", "zf_xiaoyi")
     assert confit("enroll", "digits", "marvin", *(word("marvin", voice) for voice in voices), *house)[0] == 0
     _, _, err = confit("enroll", "digits", "marvin", word("bed", "bf_lily"), "--negative", *house)
     assert "warning" not in err
-    hissing = load_clip(word("marvin", "bf_lily"), RATE)
-    soundfile.write("own.flac", hissing + 1e-3 * np.random.default_rng(0).standard_normal(len(hissing)), RATE)
-    _, _, err = confit("enroll", "digits", "marvin", "own.flac", "--negative", *house)
-    assert re.search(r"warning: [123] of the 3 prints of marvin ", err)
-    assert "are nearer to its negative prints than to its other prints" in err
+    own = [word("marvin", voice) for voice in ("af_kore", "am_fenrir", "bm_george", "jf_alpha", "pm_alex")]
+    before = Path("deaf.db").read_bytes()
+    code, out, err = confit("enroll", "digits", "marvin", *own, "--negative", *house)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    found = re.search(
+        r"marvin: ([23]) of the 3 prints of marvin are nearer to its negative prints than to its other prints, so", err
+    )
+    assert found, err
+    assert err.rstrip().endswith("; nothing was written")
+    assert Path("deaf.db").read_bytes() == before
+    code, _, err = confit("enroll", "digits", "marvin", *own, "--negative", "--force", *house)
+    assert (code, "deaf.db holds 6 negative prints of marvin" in err) == (0, True)
+    assert f"warning: {found[1]} of the 3 prints of marvin" in err
+    assert confit("enroll", "digits", "marvin", *own, "--force", *house)[0] == 2  # only for --negative
+
+
+def test_negatives_that_silence_a_label_are_refused(words: Path, confit: Confit) -> None:
+    house = ("--gallery", "label.db")
+    _, _, err = confit("enroll", "digits", "eight", word("bed", "bf_lily"), "--negative", *house)
+    assert "warning" not in err
+    said = sorted((DATA / "words" / "eight").glob("*.ogg"))[-20:]
+    code, _, err = confit("enroll", "digits", "eight", *said, "--negative", *house)
+    assert code == 2
+    assert re.search(
+        r"eight: \d of the \d sounds in digits's cohort that these clips are most like would be withheld if eight fired",
+        err,
+    )
 
 
 def test_accents_of_names_are_the_same_however_they_are_spelt(clips: Path, words: Path, confit: Confit) -> None:
