@@ -1,0 +1,197 @@
+"""Measures what negative prints, and what higher thresholds, do to false accepts and to the sounds that should be found.
+
+    python -m benchmarks.negative_prints [--cache DIR]
+
+Writes benchmarks/results/negative_prints.json. Four words that `digits` does not know are enrolled, each from three of the demo's
+test voices (three draws), and listened for in the clips of the other test voices and in recordings without the word (every second
+of `benchmarks.negatives`, half of them "taught", half "other"). What fires in the taught recordings is enrolled as negative
+prints: all of it, or some. The same for "eight", a label of `digits`. Streams see the rows that `listen` would see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.fetch import CACHE
+from benchmarks.negatives import folder
+from benchmarks.report import RESULTS, machine, write_json
+from benchmarks.sources import DEMO
+from confit_runtime import load
+from confit_runtime.audio import load_clip
+from confit_runtime.batch import Batch
+from confit_runtime.detect import Detector, NameDetector
+from confit_runtime.enrollment import extract_prints
+from confit_runtime.matcher import Levels, Matcher
+from confit_runtime.model import Model
+
+WORDS, LABEL = ("bird", "happy", "marvin", "sheila"), "eight"
+VOICES = (
+    ("bm_george", "am_santa", "zf_xiaoyi"),
+    ("af_kore", "hm_omega", "jf_alpha"),
+    ("pm_alex", "ef_dora", "af_nova"),
+)
+TAUGHT: tuple[int | None, ...] = (1, 3, 10, 30, 100, None)  # None: all
+THRESHOLDS = (0.82, 0.86, 0.88, 0.9)
+LABEL_THRESHOLDS = (0.62, 0.67, 0.72)
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Rows of one source: scores `[rows, labels]`, embeddings `[rows, dim]`."""
+
+    scores: Floats
+    embeddings: Floats
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """What is listened to: clips of a word, and recordings without it."""
+
+    clips: list[Heard]
+    taught: list[Heard]
+    other: list[Heard]
+
+    def restrict(self, matcher: Matcher) -> Sounds:
+        """The same with NaN, which matches nobody, for the embeddings that do not match anyway: they take long."""
+        return Sounds(*([_restrict(one, matcher) for one in part] for part in (self.clips, self.taught, self.other)))
+
+
+def hear(model: Model, pcm: Floats) -> Heard:
+    contract = model.contract
+    tail = contract.latency_samples + contract.smoothing_hops * contract.hop
+    pcm = np.concatenate([np.zeros(contract.window, np.float32), pcm, np.zeros(tail, np.float32)])
+    batch, rows = Batch(model, 1), []
+    for at in range(0, len(pcm) - contract.hop + 1, contract.hop):
+        scores, embeddings = batch.step(pcm[None, at : at + contract.hop])
+        if scores.shape[1]:
+            rows.append((scores[0, 0], embeddings[0, 0]))
+    return Heard(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+
+def _restrict(heard: Heard, matcher: Matcher) -> Heard:
+    matches = np.array([matcher.match(embedding).name is not None for embedding in heard.embeddings])
+    return replace(heard, embeddings=np.where(matches[:, None], heard.embeddings, np.float32(np.nan)))
+
+
+def make_matcher(
+    model: Model, prints: Floats, negatives: Floats | None = None, threshold: float | None = None
+) -> Matcher:
+    vetoes = np.zeros((0, model.contract.embedding_dim), np.float32) if negatives is None else negatives
+    return Matcher(
+        ["it"],
+        [0] * len(prints),
+        prints,
+        np.concatenate([model.cohort, model.quiet]),
+        levels=Levels.of(model.contract, None, None, {} if threshold is None else {"it": threshold}),
+        vetoed=[0] * len(vetoes),
+        vetoes=vetoes,
+    )
+
+
+def name_hits(model: Model, heard: Heard, matcher: Matcher) -> list[Floats]:
+    """The embeddings of the rows at which the name fires."""
+    return [heard.embeddings[hit.row] for hit in NameDetector(model.contract, matcher).push(heard.embeddings)]
+
+
+def label_hits(model: Model, heard: Heard, threshold: float | None, matcher: Matcher | None) -> list[Floats]:
+    """The embeddings of the rows at which the label fires and is not vetoed."""
+    contract = model.contract
+    if threshold is not None:
+        own = {**contract.thresholds[LABEL], "on": threshold, "off": 0.6 * threshold}
+        contract = replace(contract, thresholds={**contract.thresholds, LABEL: own})
+    place = contract.labels.index(LABEL)
+    hits = [hit for hit in Detector.from_contract(contract).push(heard.scores) if hit.label == place]
+    embeddings = [heard.embeddings[hit.row] for hit in hits]
+    return [one for one in embeddings if matcher is None or not matcher.vetoes("it", one)]
+
+
+def count(hits: Iterable[list[Floats]]) -> int:
+    return sum(len(of_one) for of_one in hits)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    model = load("digits")
+    rate = model.contract.sample_rate
+    paths = sorted(folder(parser.parse_args().cache).glob("*.wav"))[::2]
+    recordings = [hear(model, load_clip(path, rate)) for path in paths]
+    other, taught = recordings[::2], recordings[1::2]
+    with (DEMO / "manifest.csv").open(newline="", encoding="utf-8") as table:
+        rows = [row for row in csv.DictReader(table) if row["split"] == "test" and row["label"] in (*WORDS, LABEL)]
+    clips: dict[str, dict[str, Floats]] = defaultdict(dict)
+    for row in rows:
+        clips[row["label"]][row["group"]] = load_clip(DEMO / row["path"], rate)
+    heard = {word: {voice: hear(model, pcm) for voice, pcm in said.items()} for word, said in clips.items()}
+    rng = np.random.default_rng(0)
+
+    totals: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    lowest: dict[str, float] = {}
+    for word in WORDS:
+        for voices in VOICES:
+            prints = np.concatenate(
+                [extract_prints(model, clips[word][one], "sound", one).embeddings for one in voices]
+            )
+            plain = make_matcher(model, prints)
+            true = [one for voice, one in heard[word].items() if voice not in voices]
+            sounds = Sounds(true, taught, other).restrict(plain)
+            alarms = [one for of_one in sounds.taught for one in name_hits(model, of_one, plain)]
+            matchers = {"nothing": plain}
+            for number in TAUGHT:
+                chosen = rng.permutation(len(alarms))[:number]
+                matchers[f"negative prints: {number or 'all'}"] = make_matcher(
+                    model, prints, np.stack([alarms[at] for at in chosen])
+                )
+            for threshold in THRESHOLDS:
+                matchers[f"threshold: {threshold}"] = make_matcher(model, prints, None, threshold)
+            found = {}
+            for name, matcher in matchers.items():
+                found[name] = sum(bool(name_hits(model, one, matcher)) for one in sounds.clips)
+                totals[name]["clips"] += len(sounds.clips)
+                totals[name]["found"] += found[name]
+                totals[name]["taught"] += count(name_hits(model, one, matcher) for one in sounds.taught)
+                totals[name]["other"] += count(name_hits(model, one, matcher) for one in sounds.other)
+                lowest[name] = min(lowest.get(name, 1.0), found[name] / found["nothing"])
+            print(word, voices, len(alarms), found)
+    alarms = [one for of_one in taught for one in label_hits(model, of_one, None, None)]
+    no_prints = np.zeros((0, model.contract.embedding_dim), np.float32)
+    with_negatives = make_matcher(model, no_prints, np.stack(alarms))
+    label = {}
+    for name, threshold, vetoing in (
+        ("nothing", None, None),
+        (f"negative prints: {len(alarms)}", None, with_negatives),
+        *((f"threshold: {one}", one, None) for one in LABEL_THRESHOLDS),
+    ):
+        label[name] = {
+            "clips": len(heard[LABEL]),
+            "found": sum(bool(label_hits(model, one, threshold, vetoing)) for one in heard[LABEL].values()),
+            "taught": count(label_hits(model, one, threshold, vetoing) for one in taught),
+            "other": count(label_hits(model, one, threshold, vetoing) for one in other),
+        }
+    hours = [sum(len(one.scores) for one in part) * model.contract.hop / rate / 3600 for part in (taught, other)]
+    result = {
+        "command": "python -m benchmarks.negative_prints",
+        **machine(),
+        "hours": {"taught": round(hours[0], 3), "other": round(hours[1], 3)},
+        "draws": len(WORDS) * len(VOICES),
+        "names": {
+            name: {**{key: int(value) for key, value in of.items()}, "lowest_share_found": round(lowest[name], 3)}
+            for name, of in totals.items()
+        },
+        "label": {"label": LABEL, **label},
+    }
+    write_json(RESULTS / "negative_prints.json", result)
+
+
+if __name__ == "__main__":
+    main()
