@@ -33,22 +33,35 @@ from confit_runtime.intervals import grouped_share_interval
 
 @dataclass(frozen=True)
 class Bootstrapped:
-    """A value 0..1 with its 95 % interval, and the values in the bootstrap draws (`samples`)."""
+    """A value 0..1 with its 95 % interval, and the values in the bootstrap draws (`samples`).
+
+    For metrics of decisions, `answers [clips, k]` are what the value depends on in each clip, and `worth` is the number of
+    clips that it is worth; for metrics of rankings there are no answers of single clips.
+    """
 
     value: float
     low: float
     high: float
     samples: Doubles = field(repr=False, compare=False)
     units: int = field(repr=False, compare=False)
+    worth: float = field(repr=False, compare=False)
+    answers: Bools | None = field(repr=False, compare=False)
 
     @classmethod
-    def of(cls, value: float, samples: Doubles, sizes: npt.NDArray[np.int64], worth: float) -> Bootstrapped:
+    def of(
+        cls, value: float, samples: Doubles, sizes: npt.NDArray[np.int64], worth: float, answers: Bools | None = None
+    ) -> Bootstrapped:
         """Build it from its `samples`, drawn over groups of `sizes` clips, and the number of clips that it is `worth`."""
-        return cls(value, *resampled_share_interval(value, samples, sizes, worth), samples, len(sizes))
+        low, high = resampled_share_interval(value, samples, sizes, worth)
+        return cls(value, low, high, samples, len(sizes), worth, answers)
 
     def minus(self, other: Bootstrapped) -> Difference:
         """The paired difference from the same metric of another probe on the same clips, groups and seed."""
-        return Difference.of(self.value - other.value, self.samples - other.samples, self.units)
+        difference, samples = self.value - other.value, self.samples - other.samples
+        if self.answers is None or other.answers is None:
+            return Difference.of(difference, samples, self.units)
+        differing = float((self.answers != other.answers).any(axis=1).mean())
+        return Difference.of(difference, samples, self.units, differing, self.worth)
 
     def to_dict(self) -> dict[str, float]:
         return {"value": self.value, "low": self.low, "high": self.high}
@@ -83,8 +96,10 @@ def judge(
 
     of_class = targets.sum(axis=0, dtype=np.int64)
 
-    def estimate(value: float | Doubles, samples: Doubles, worth: float) -> Bootstrapped:
-        return Bootstrapped.of(float(value), samples, resamples.sizes, worth)
+    def estimate(
+        value: float | Doubles, samples: Doubles, worth: float, answers: Bools | None = decided
+    ) -> Bootstrapped:
+        return Bootstrapped.of(float(value), samples, resamples.sizes, worth, answers)
 
     labelled = targets.any(axis=1)
     if not labelled.any():
@@ -98,12 +113,14 @@ def judge(
             mean_average_precision(scores, targets),
             precision_draws(scores, targets, groups, seed),
             worth_of_ranking(targets),
+            answers=None,
         )
     else:
         metrics["balanced_accuracy"] = estimate(
             balanced_accuracy(whole["hits"], whole["missed"]),
             balanced_accuracy(drawn["hits"], drawn["missed"]),
             worth_of_classes(of_class),
+            parts["hits"] > 0,
         )
     metrics["macro_f1"] = estimate(macro_f1(**whole), macro_f1(**drawn), worth_of_classes(of_class))
     if multi_label:
@@ -129,7 +146,8 @@ def judge(
 def _accuracy(right: Bools, groups: list[str], seed: int) -> Bootstrapped:
     """The accuracy and interval as computed everywhere, and the draws needed for differences."""
     found, resamples = accuracy(right, groups), Resamples.of(groups, seed)
-    return Bootstrapped(found.accuracy, found.low, found.high, shares(right, resamples), resamples.units)
+    draws = shares(right, resamples)
+    return Bootstrapped(found.accuracy, found.low, found.high, draws, resamples.units, len(right), right[:, None])
 
 
 def _class_row(hits: int, false: int, missed: int, bounds: tuple[float, float]) -> dict[str, Any]:

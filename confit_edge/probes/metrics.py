@@ -7,6 +7,7 @@ of rankings, `average_precisions` and `equal_error_rates`, instead weight each c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -49,10 +50,19 @@ class Difference:
     high: float
 
     @classmethod
-    def of(cls, difference: float, samples: Doubles, units: int) -> Difference:
-        """A difference of shares, with its interval from the `samples` in draws of `units` groups or clips."""
+    def of(
+        cls, difference: float, samples: Doubles, units: int, differing: float = 0.0, worth: float = np.inf
+    ) -> Difference:
+        """A difference of shares, with its interval from the `samples` in draws of `units` groups or clips.
+
+        The two sides answer a share `differing` of the clips differently, of which there are as many as the metric is
+        `worth`. The interval reaches at least as far as `least_reach`; if nothing is known of single clips, `worth` is
+        infinite, and the draws alone decide.
+        """
         low, high = interval(difference, samples, units)
-        return cls(difference, *np.clip([low, high], -1.0, 1.0).tolist())
+        reach = least_reach(differing / worth, 1 / worth)
+        bounds = [min(low, difference - reach), max(high, difference + reach)]  # NaN stays NaN
+        return cls(difference, *np.clip(bounds, -1.0, 1.0).tolist())
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -125,6 +135,19 @@ def interval(value: float, samples: Doubles, units: int) -> tuple[float, float]:
     stretch = student.ppf(0.975, units - 1) / norm.ppf(0.975) * np.sqrt(units / (units - 1))
     low, high = np.quantile(defined, [0.025, 0.975])
     return float(value - stretch * (value - low)), float(value + stretch * (high - value))
+
+
+def least_reach(variance: float, clip: float, outside: float = 0.025) -> float:
+    """How far the interval of a difference on the same clips reaches at least, to either side.
+
+    `variance` is that of the difference if clips were independent, and `clip` is how far one clip moves it. Groups that
+    agree almost exactly, as a few of them may by chance, do not make a difference surer than independent clips would. Nor
+    is a difference of so few clips claimed that McNemar's exact test could not be significant even if all of them went one
+    way: five at 95 %, and the interval reaches half a clip further.
+    """
+    from scipy.stats import norm
+
+    return max(float(norm.ppf(1 - outside)) * math.sqrt(variance), (math.floor(math.log2(1 / outside)) + 0.5) * clip)
 
 
 def resampled_share_interval(
@@ -234,7 +257,8 @@ def paired_difference(
     """The share `right` minus the share `other`, both on the same clips, with a bootstrap interval that resamples groups."""
     gain = right.astype(np.float64) - other
     resamples = Resamples.of(groups, seed, draws)
-    return Difference.of(float(gain.mean()), shares(gain, resamples), resamples.units)
+    differing = float((right != other).mean())
+    return Difference.of(float(gain.mean()), shares(gain, resamples), resamples.units, differing, len(gain))
 
 
 def shares(values: npt.NDArray, resamples: Resamples) -> Doubles:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from confit_edge.geometry.measures import RANGES
-from confit_edge.probes.metrics import ALIKE, agreed
+from confit_edge.probes.metrics import ALIKE, agreed, least_reach
 from confit_edge.studies.trial import Arm, Outcome, Scalar, Subset, Tally
 from confit_runtime.arrays import Doubles
 from confit_runtime.intervals import resample_counts
@@ -193,13 +193,32 @@ def _stretched(value: float, counts: Doubles, weights: Doubles, outside: float) 
     by_seed, by_group = resample_counts(seeds, DRAWS, (seeds, 5)), resample_counts(groups, DRAWS, (groups, 6))
     of_groups = np.einsum("dg,xsgc->dxsc", by_group, counts, optimize=True)
     both = _ratio(np.einsum("ds,dxsc->dxc", by_seed, of_groups)) @ weights
-    if np.nanvar(both) < ALIKE:
-        reach = agreed(groups, outside)
-        return Estimate(value, value - reach, value + reach)
     variance, freedom = _variance(counts, weights)
-    stretch = np.sqrt(variance / np.nanvar(both)) * student.ppf(outside, freedom) / norm.ppf(outside)
-    low, high = np.nanquantile(both, [outside, 1 - outside])
-    return Estimate(value, value - stretch * (value - float(low)), value + stretch * (float(high) - value))
+    if np.nanvar(both) < ALIKE:
+        below = above = agreed(groups, outside)
+    else:
+        stretch = np.sqrt(variance / np.nanvar(both)) * student.ppf(outside, freedom) / norm.ppf(outside)
+        low, high = np.nanquantile(both, [outside, 1 - outside])
+        below, above = float(stretch * (value - low)), float(stretch * (high - value))
+    if abs(weights.sum()) < ALIKE:  # a difference on the same clips, not a share or a mean of shares
+        least = least_reach(*_of_independent_clips(counts, weights), outside)
+        below, above = max(below, least), max(above, least)
+    return Estimate(value, value - below, value + above)
+
+
+def _of_independent_clips(counts: Doubles, weights: Doubles) -> tuple[float, float]:
+    """Return the variance that a difference has at least if clips are independent, and how far one clip moves it.
+
+    Tallies do not hold single clips, so each group's gain, the mean of its seeds, counts as that of the fewest clips that
+    add up to it. Sides with equally many clips are judged on the same ones.
+    """
+    clips = counts[..., 1].sum(axis=2).mean(axis=1)
+    variance = 0.0
+    for number in np.unique(clips):
+        same = clips == number
+        gains = np.abs(np.einsum("x,xsg->g", weights[same], counts[same, ..., 0]) / counts.shape[1])
+        variance += float(np.minimum(gains, gains**2).sum() / number**2)  # below one clip: the square of its gain
+    return variance, float(1 / clips.min())
 
 
 def _variance(counts: Doubles, weights: Doubles) -> tuple[float, float]:

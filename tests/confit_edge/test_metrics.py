@@ -300,6 +300,38 @@ def test_groups_that_all_agree_leave_a_share_and_a_difference_uncertain(units: i
     assert (none.low, none.high) == pytest.approx(clustered_share_interval(0.0, 0.0, np.full(units, 5)))
 
 
+@pytest.mark.parametrize("sizes", [(20, 20, 19), (20, 20, 19, 21, 20), (30, 30, 29)])
+def test_a_clip_more_in_each_of_a_few_groups_is_no_difference(sizes: tuple[int, ...]) -> None:
+    """The groups agree to a fraction of a point, but McNemar's exact test needs six clips, and these may be chance."""
+    groups = np.repeat(list("abcde")[: len(sizes)], sizes).tolist()
+    place = np.concatenate([np.arange(size) for size in sizes])
+    right = np.ones(len(place), bool)
+    one, six = (paired_difference(right, place >= missed, groups) for missed in (1, 6))
+    assert one.low < 0 < one.difference
+    assert six.low == pytest.approx(six.difference - 1.96 * np.sqrt(6 * len(sizes)) / len(place), abs=1e-3)
+    for missed, differs in ((1, False), (6, True)):  # and so say the metrics of `judge` that weight clips otherwise
+        truth = np.eye(2, dtype=np.int8)[place % 2]
+        scores = truth.astype(np.float32)
+        wrong = np.where((place < missed)[:, None], 1 - scores, scores)
+        mine, theirs = (judge(of, truth, groups, ["x", "y"], multi_label=False).metrics for of in (scores, wrong))
+        for metric in ("accuracy", "balanced_accuracy", "macro_f1"):
+            assert (mine[metric].minus(theirs[metric]).low > 0) == differs
+
+
+@pytest.mark.parametrize(("groups", "clips"), [(3, 15), (5, 8), (10, 6), (18, 20)])
+def test_of_two_that_are_equally_good_a_few_clips_apart_one_is_seldom_better(groups: int, clips: int) -> None:
+    rng, wrong = np.random.default_rng(groups), 0
+    for _ in range(300):
+        sizes = rng.integers(clips - 2, clips + 3, groups)
+        names = np.repeat([f"g{group}" for group in range(groups)], sizes).tolist()
+        differ, wins = rng.random((2, len(names))) < [[0.06], [0.5]]
+        gap = paired_difference(~differ | wins, ~differ | ~wins, names, draws=200)
+        if gap.low > 0 or gap.high < 0:
+            wrong += 1
+            assert differ.sum() > 5
+    assert wrong / 300 < 0.06
+
+
 def test_a_recall_stands_on_the_groups_that_hold_its_class() -> None:
     """Where each speaker is a class, another speaker's clips say nothing of how sure it is."""
     targets = np.eye(10, dtype=np.int8)[np.repeat(np.arange(10), 6)]

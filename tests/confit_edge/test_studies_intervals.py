@@ -15,7 +15,7 @@ from confit_edge.studies.questions import (
     isotropy,
 )
 from confit_edge.studies.results import Estimate, Results, Side
-from confit_edge.studies.trial import Outcome, Point, Subset
+from confit_edge.studies.trial import Outcome, Point, Subset, Tally
 from tests.confit_edge.trial_outcomes import outcome
 
 # what may be concluded
@@ -119,6 +119,46 @@ def test_settings_that_no_group_distinguishes_are_not_certainly_equal() -> None:
     gap = results.difference(Side("linear", {"o": "a"}), Side("linear", {"o": "b"}))
     assert not gap.significant
     assert (gap.value, gap.low, gap.high) == pytest.approx((0.0, 0.025 ** (1 / 6) - 1, 1 - 0.025 ** (1 / 6)))
+
+
+@pytest.mark.parametrize("sizes", [(20, 20, 19), (20, 21), (20, 20, 19, 21, 20)])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_clip_more_in_each_of_a_few_groups_is_not_significant(sizes: tuple[int, ...], seeds: int) -> None:
+    """All groups and seeds agree to a fraction of a point, and McNemar's exact test needs six clips."""
+
+    def gap(clips: int) -> Estimate:
+        outcomes = [
+            Outcome(
+                f"{arm}{seed}", {"o": arm}, seed, Subset(),
+                [Point({"linear": {f"g{n}": (float(size - missed), float(size)) for n, size in enumerate(sizes)}})], 0.0,
+            )
+            for arm, missed in (("a", 0), ("b", clips))
+            for seed in range(seeds)
+        ]  # fmt: skip
+        return Results(outcomes).difference(Side("linear", {"o": "a"}), Side("linear", {"o": "b"}))
+
+    assert not gap(1).significant
+    assert gap(6).significant
+    assert gap(6).low == pytest.approx(gap(6).value - 1.96 * math.sqrt(6 * len(sizes)) / sum(sizes), abs=1e-3)
+
+
+def test_a_gain_among_few_clips_widens_its_comparison_with_a_gain_among_many() -> None:
+    def tally(clips: int, share: float, apart: float) -> Tally:
+        """Ten groups of as many clips, in turn a little better and a little worse."""
+        return {f"g{n}": ((share + apart * (-1) ** n) * clips / 10, clips / 10) for n in range(10)}
+
+    outcomes = [
+        Outcome(f"{clips}{arm}{seed}", {"o": arm, "clips": clips}, seed, Subset(), [Point({"linear": found})], 0.0)
+        for clips, ours, theirs in ((500, 0.9, 0.8), (30, 0.8, 0.8))
+        for arm, found in (("a", tally(clips, ours, 0.01)), ("b", tally(clips, theirs, 0.0)))
+        for seed in range(3)
+    ]
+    results = Results(outcomes)
+    many, few = ([Side("linear", {"o": arm, "clips": clips}) for arm in "ab"] for clips in (500, 30))
+    assert results.difference(*many).significant
+    growth = results.contrast([(1, many[0]), (-1, many[1]), (-1, few[0]), (1, few[1])])
+    assert growth.value == pytest.approx(0.1)
+    assert not growth.significant  # of thirty clips, five may be chance
 
 
 def test_no_interval_goes_beyond_what_a_difference_of_shares_can_be() -> None:
