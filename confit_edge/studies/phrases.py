@@ -1,8 +1,8 @@
 """Turns numbers into sentences of a conclusion, by rules that claim no more than the numbers support.
 
 A difference is claimed only where its interval leaves out zero; otherwise the sentence says "no significant difference".
-The best setting is chosen on validation clips and reported on test clips. Where one thing is compared with several, the
-intervals are widened.
+The best setting is chosen on validation clips and reported on test clips. Where several sentences compare the same things
+in different settings, their intervals are widened for all of these sentences.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import math
 from confit_edge.studies.results import Estimate, Results, Side
 from confit_edge.studies.trial import Arm
 from confit_runtime import formatting
+
+VANILLA_PROBES = {"head": "vanilla's own head", "linear": "a linear probe on vanilla's features"}
 
 
 def percent(share: Estimate) -> str:
@@ -76,10 +78,9 @@ def against_vanilla(
 ) -> list[str]:
     """Compare `ours`, called `name`, with vanilla's own head and with a linear probe on vanilla's features."""
     vanilla: Arm = {"objective": "finetune", **(arm or {})}
-    rivals = {"head": "vanilla's own head", "linear": "a linear probe on vanilla's features"}
     return [
         versus(name, rival, results.difference(ours, Side(metric, vanilla), comparisons), where)
-        for metric, rival in rivals.items()
+        for metric, rival in VANILLA_PROBES.items()
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from confit_edge.data.corpus import Corpus
 from confit_edge.recipe import Recipe
 from confit_edge.studies.bench import rivals
-from confit_edge.studies.phrases import against_vanilla, versus, widened
+from confit_edge.studies.phrases import VANILLA_PROBES, against_vanilla, versus, widened
 from confit_edge.studies.results import Results, Side
 from confit_edge.studies.study import Chart, Study
 from confit_edge.studies.subset import check_all_tested, clips_per_class
@@ -25,6 +25,7 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
 def conclude(results: Results) -> list[str]:
     """State the gain at each number of classes, and whether it differs between the most and the fewest."""
     counts = results.values("classes")
+    comparisons = len(counts) * len(VANILLA_PROBES)
     lines = []
     for count in counts:
         lines += against_vanilla(
@@ -32,14 +33,14 @@ def conclude(results: Results) -> list[str]:
             "PairTune + linear probe",
             _ours(count),
             {"classes": count},
-            comparisons=len(counts),
+            comparisons=comparisons,
             where=f"With {count} classes",
         )
-    lines += widened(len(counts))
+    lines += widened(comparisons)
     if len(counts) < 2:
         return lines
     fewest, most = counts[0], counts[-1]
-    for metric, rival in (("head", "vanilla's own head"), ("linear", "a linear probe on vanilla's features")):
+    for metric, rival in VANILLA_PROBES.items():
         theirs = [Side(metric, {"objective": "finetune", "classes": count}) for count in (fewest, most)]
         growth = results.contrast([(1, _ours(most)), (-1, theirs[1]), (-1, _ours(fewest)), (1, theirs[0])])
         lines.append(versus(f"the gain over {rival} with {most} classes", f"that with {fewest}", growth))

@@ -33,6 +33,7 @@ from confit_edge.studies.trial import Arm, Point, Trial
 from confit_runtime.arrays import Floats
 
 WEIGHTS = (0.1, 1.0, 10.0)  # of the penalty; the one whose balance comes nearest to PairTune's is compared with it
+OBJECTIVES = ("frozen", "finetune", "pairtune")
 COUNTS = (1, 2, 5, 10, 20, 50)
 OWN, ROTATED = "own", "rotated"
 DROP, KEEP, RANDOM = "drop top", "keep top", "drop random"
@@ -149,7 +150,8 @@ def conclude(results: Results) -> list[str]:
     """State what each intervention shows about whether balance is a cause."""
     lines = []
     counts = [count for count in results.values("dimensions") if count]
-    for objective in ("frozen", "finetune", "pairtune"):
+    comparisons = len(counts) * sum(bool(results.select({"objective": objective})) for objective in OBJECTIVES)
+    for objective in OBJECTIVES:
         if not results.select({"objective": objective}):
             lines.append(f"{objective} was not measured.")
             continue
@@ -163,12 +165,12 @@ def conclude(results: Results) -> list[str]:
         for count in counts:
             arm: Arm = {"objective": objective, "basis": OWN, "dimensions": count}
             top, chance = (Side("linear", {**arm, "what": what}) for what in (DROP, RANDOM))
-            gap = results.difference(top, chance, comparisons=len(counts))
+            gap = results.difference(top, chance, comparisons)
             claims += [f"{count} ({points(gap)})"] if gap.significant else []
         claim = f"differs from dropping as many at random for {', '.join(claims)}" if claims else None
         not_significant = "does not differ significantly from dropping as many at random"
         lines.append(f"{objective}: dropping the top dimensions {claim or not_significant}.")
-    return lines + widened(len(counts)) + _balanced(results)
+    return lines + widened(comparisons) + _balanced(results)
 
 
 def _balanced(results: Results) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -9,7 +10,7 @@ from dataclasses import replace
 from confit_edge.data.corpus import Corpus
 from confit_edge.recipe import Recipe
 from confit_edge.studies.bench import Bench, probed, rivals, trained
-from confit_edge.studies.phrases import against_vanilla, versus, widened
+from confit_edge.studies.phrases import VANILLA_PROBES, against_vanilla, versus, widened
 from confit_edge.studies.results import Results, Side
 from confit_edge.studies.study import Chart, Study
 from confit_edge.studies.subset import can_draw, clips_per_class, tail_sizes
@@ -19,6 +20,7 @@ from confit_runtime.errors import UsageError
 SHOTS = (1, 2, 5, 10, 20)
 TAIL = 10.0  # how many times more clips the largest class has than the smallest
 LONGEST = 8  # few clips are seen in more epochs, up to this multiple of the recipe's
+JUDGED = {"linear": "all classes", "linear_rare": "the rarer classes"}
 EVEN, UNEVEN, SPREAD = "even", "long tail", "as the tail, spread evenly"
 
 
@@ -64,21 +66,26 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
 def conclude(results: Results) -> list[str]:
     """State from how many clips PairTune is ahead of its rivals, and what a tail costs each of them."""
     counts = results.values("shots", clips=EVEN)
+    rivals_each = 1 + len(VANILLA_PROBES)
+    comparisons = len(counts) * rivals_each
     lines = []
     for count in counts:
-        lines += _compare_with_rivals(results, f"With {count} per class", {"clips": EVEN, "shots": count}, len(counts))
-    lines += widened(len(counts))
+        lines += _compare_with_rivals(results, f"With {count} per class", {"clips": EVEN, "shots": count}, comparisons)
+    lines += widened(comparisons)
     if UNEVEN in results.values("clips"):
-        for metric, which in (("linear", "all classes"), ("linear_rare", "the rarer classes")):
-            for objective in ("finetune", "pairtune"):
-                tail, even = (Side(metric, {"objective": objective, "clips": clips}) for clips in (UNEVEN, SPREAD))
-                gap = results.difference(tail, even)
-                lines.append(versus(f"{objective} on a long tail", f"{objective} on even classes", gap, f"On {which}"))
-        lines += _compare_with_rivals(results, "On a long tail", {"clips": UNEVEN})
+        costs = list(itertools.product(JUDGED, ("finetune", "pairtune")))
+        comparisons = len(costs) + rivals_each
+        for metric, objective in costs:
+            tail, even = (Side(metric, {"objective": objective, "clips": clips}) for clips in (UNEVEN, SPREAD))
+            gap = results.difference(tail, even, comparisons)
+            where = f"On {JUDGED[metric]}"
+            lines.append(versus(f"{objective} on a long tail", f"{objective} on even classes", gap, where))
+        lines += _compare_with_rivals(results, "On a long tail", {"clips": UNEVEN}, comparisons)
+        lines += widened(comparisons)
     return lines
 
 
-def _compare_with_rivals(results: Results, where: str, arm: Arm, comparisons: int = 1) -> list[str]:
+def _compare_with_rivals(results: Results, where: str, arm: Arm, comparisons: int) -> list[str]:
     ours = Side("linear", {"objective": "pairtune", **arm})
     gap = results.difference(ours, Side("linear", {"objective": "frozen", **arm}), comparisons)
     name = "PairTune + linear probe"

@@ -25,6 +25,7 @@ WAYS = (5, 20)
 SHOTS = (1, 5)
 EPISODES = 100
 CLEAN = "as recorded"
+RIVALS = {"frozen": "the frozen encoder", "finetune": "vanilla"}
 
 
 def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
@@ -120,16 +121,17 @@ def conclude(results: Results) -> list[str]:
     """State whether training on some classes helps or harms others, and whether it carries over to other domains."""
     lines = []
     settings = list({tuple(arm.items())[1:]: dict(tuple(arm.items())[1:]) for arm in results.arms()}.values())
+    comparisons = len(settings) * len(RIVALS)
     for setting in settings:
         metric = "prototype" if setting["classes"] == "unseen" else "linear"
         where = f"{setting['classes']} classes, {setting['domain']}".capitalize()
         if "way" in setting:
             where += f" ({setting['way']}-way {setting['shots']}-shot)"
         ours = Side(metric, {"objective": "pairtune", **setting})
-        for rival in ("frozen", "finetune"):
-            gap = results.difference(ours, Side(metric, {"objective": rival, **setting}), comparisons=len(settings))
-            lines.append(versus("PairTune", "the frozen encoder" if rival == "frozen" else "vanilla", gap, where))
-    return lines + widened(len(settings))
+        for rival, name in RIVALS.items():
+            gap = results.difference(ours, Side(metric, {"objective": rival, **setting}), comparisons)
+            lines.append(versus("PairTune", name, gap, where))
+    return lines + widened(comparisons)
 
 
 STUDY = Study(
