@@ -65,8 +65,10 @@ def facts(results: Results) -> str:
         text += f" Diverged and left out: {format_count(len(results.diverged), 'trial')} ({'; '.join(named)})."
     if results.figure != "accuracy":
         text += f" Clips may have several labels: linear, knn and head are {results.figure}."
-    if len(seeds) == 1:
+    if len(seeds) == 1 != len(groups):
         text += " With one seed, the intervals cover the test groups only."
+    if len(groups) == 1 != len(seeds):
+        text += " With one test group, the intervals cover the seeds only."
     return text
 
 
