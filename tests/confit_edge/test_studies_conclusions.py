@@ -22,6 +22,7 @@ from confit_edge.studies.questions import (
     temperature,
     unseen,
 )
+from confit_edge.studies.report import facts
 from confit_edge.studies.results import Estimate, Results, Side
 from confit_edge.studies.trial import Arm, Outcome
 from tests.confit_edge.trial_outcomes import outcome
@@ -153,13 +154,13 @@ def test_of_classes_a_gain_is_held_against_that_of_the_fewest(gain: float, verdi
         ({**VANILLA, "classes": 50}, {"head": 0.5 - gain, "linear": 0.55}, {}),
     )
     ours, head = Side("linear", {"objective": "pairtune", "classes": 2}), Side("head", {**VANILLA, "classes": 2})
-    assert points(results.difference(ours, head, comparisons=2)) in classes.conclude(results)[0]
+    assert points(results.difference(ours, head, comparisons=4)) in classes.conclude(results)[0]
     lines = claims(classes.conclude(results))
     assert lines[:2] == [
         f"With 2 classes: PairTune + linear probe is above {HEAD}",
         f"With 2 classes: PairTune + linear probe is below {FEATURES}",
     ]
-    assert lines[4] == "(Intervals widened for 2 comparisons.)"
+    assert lines[4] == "(Intervals widened for 4 comparisons.)"
     claim = f"The gain over {HEAD} with 50 classes is {verdict} that with 2"
     untold = [
         f"No significant difference between the gain over {r} with 50 classes and that with 2" for r in (HEAD, FEATURES)
@@ -213,7 +214,7 @@ def test_of_shots_a_tail_is_held_against_even_classes_and_pairtune_against_both_
         return {"objective": objective, "clips": clips, "shots": count}
 
     results = results_of(
-        (arm("frozen", shots.EVEN, 5), {"linear": 0.87}, {}),
+        (arm("frozen", shots.EVEN, 5), {"linear": 0.85}, {}),
         (arm("finetune", shots.EVEN, 5), {"linear": 0.8, "head": 0.95}, {}),
         (arm("pairtune", shots.EVEN, 5), {"linear": 0.9}, {}),
         (arm("frozen", shots.UNEVEN, 9), {"linear": 0.95}, {}),
@@ -226,6 +227,7 @@ def test_of_shots_a_tail_is_held_against_even_classes_and_pairtune_against_both_
         "With 5 per class: PairTune + linear probe is above the frozen encoder",
         f"With 5 per class: PairTune + linear probe is below {HEAD}",
         f"With 5 per class: PairTune + linear probe is above {FEATURES}",
+        "(Intervals widened for 3 comparisons.)",
         "On all classes: no significant difference between finetune on a long tail and finetune on even classes",
         "On all classes: pairtune on a long tail is above pairtune on even classes",
         "On the rarer classes: finetune on a long tail is below finetune on even classes",
@@ -233,6 +235,7 @@ def test_of_shots_a_tail_is_held_against_even_classes_and_pairtune_against_both_
         "On a long tail: PairTune + linear probe is below the frozen encoder",
         f"On a long tail: PairTune + linear probe is above {HEAD}",
         f"On a long tail: PairTune + linear probe is above {FEATURES}",
+        "(Intervals widened for 7 comparisons.)",
     ]
 
 
@@ -249,9 +252,9 @@ def test_of_temperature_the_best_on_validation_is_held_against_vanilla() -> None
 
 
 def test_of_a_ranking_each_arm_is_distinguished_as_one_of_many() -> None:
-    """Of twenty that are ever so little worse, some differ by themselves and not as one of twenty."""
+    """Of twenty that are a little worse, some differ by themselves and not as one of twenty."""
     results = results_of(
-        *(({"t": at}, {"linear": 0.8 - at / 2000}, {"val_linear": 0.9 - at / 1000}) for at in range(21))
+        *(({"t": at}, {"linear": 0.8 - at / 250}, {"val_linear": 0.9 - at / 1000}) for at in range(21))
     )
     best, *others = results.arms()
     worse = {
@@ -280,13 +283,13 @@ def test_of_unseen_classes_prototypes_are_judged_and_of_trained_ones_the_linear_
     )
     trained: Arm = {"classes": "trained", "domain": "phone"}
     ours, frozen = (Side("linear", {"objective": name, **trained}) for name in ("pairtune", "frozen"))
-    assert points(results.difference(ours, frozen, comparisons=2)) in unseen.conclude(results)[0]
+    assert points(results.difference(ours, frozen, comparisons=4)) in unseen.conclude(results)[0]
     assert claims(unseen.conclude(results)) == [
         "Trained classes, phone: PairTune is above the frozen encoder",
         "Trained classes, phone: PairTune is below vanilla",
         "Unseen classes, noise (5-way 1-shot): PairTune is below the frozen encoder",
         "Unseen classes, noise (5-way 1-shot): PairTune is above vanilla",
-        "(Intervals widened for 2 comparisons.)",
+        "(Intervals widened for 4 comparisons.)",
     ]
 
 
@@ -312,7 +315,7 @@ def test_a_correlation_is_of_ranks_within_the_same_data() -> None:
 
 
 def encoder(name: str, source: str, share: float, isoscore: float, seed: int = 0) -> Outcome:
-    arm: Arm = {"objective": "pairtune", "n": name, "from": source}
+    arm: Arm = {"objective": "pairtune", "temperature": name, "from": source}
     return outcome(arm, seed, {"linear": [share, share]}, isoscore=isoscore)
 
 
@@ -323,7 +326,7 @@ def test_encoders_judged_alone_make_no_correlation() -> None:
     level = [encoder(str(n), "easy", 1.0, 0.1 * n) for n in range(6)]
     results = Results(alone + two + level)
     assert isotropy.pairs(results.rows, "isoscore", "linear").different == 2
-    assert isotropy.conclude(results)[0].startswith("Too few encoders for a correlation: 5 different ones")
+    assert isotropy.conclude(results)[0].startswith("Too few encoders for a correlation: 5 that differ in objective")
     assert math.isnan(isotropy.pairs(Results(alone).rows, "isoscore", "linear").correlation().value)
 
 
@@ -333,13 +336,13 @@ def test_a_measure_that_has_nothing_to_do_with_accuracy_is_seldom_correlated_wit
     layouts = [(8,), (4, 6), (3,) * 6, (2,) * 3]
     for layout, _ in itertools.product(layouts, range(200)):
         outcomes = [
-            encoder(f"{arm}", f"{source}", *(worth + 0.2 * rng.normal(size=2)), seed)
+            encoder(f"{source} {arm}", f"{source}", *(worth + 0.2 * rng.normal(size=2)), seed)
             for source, arms in enumerate(layout)
             for arm, worth in enumerate(rng.normal(size=(arms, 2)))
             for seed in range(3)
         ]
         significant[layout] += isotropy.pairs(Results(outcomes).rows, "isoscore", "linear").correlation().significant
-    assert all(0.02 < significant[layout] / 200 < 0.08 for layout in layouts[:-1])
+    assert all(0.005 < significant[layout] / 200 < 0.08 for layout in layouts[:-1])
     assert not significant[2, 2, 2]  # all three in one order: one draw in four
 
 
@@ -355,13 +358,31 @@ def test_a_perfect_correlation_of_few_encoders_has_an_interval() -> None:
 
 
 def test_an_encoder_that_two_studies_measured_is_one() -> None:
-    def outcome_of(source: str, number: int) -> Outcome:
-        return outcome(
-            {"objective": "pairtune", "n": number, "from": source}, 0, {"linear": [0.1 * number]}, isoscore=number
-        )
-
-    rows = Results([outcome_of("one", n) for n in range(3)] + [outcome_of("two", n) for n in range(4)]).rows
+    """Its geometry is the same in both, though another study found it a little less accurate."""
+    one = [encoder(str(n), "one", 0.1 * n, n) for n in range(3)]
+    two = [encoder(str(n), "two", 0.09 * n, n) for n in range(4)]
+    rows = Results(one + two).rows
     assert [row.arm["from"] for row in isotropy.encoders(rows)] == ["one"] * 3 + ["two"]
+
+
+def test_variants_of_a_training_are_not_encoders_of_their_own() -> None:
+    """Of what `study isotropy` once trained: each temperature after few and many epochs, with and without hardness.
+
+    Where the variants are near-copies and geometry has nothing to do with accuracy, a correlation is seldom claimed.
+    """
+    rng, claimed = np.random.default_rng(0), 0
+    for _ in range(60):
+        outcomes = []
+        for value in range(8):
+            worth = rng.normal(size=2)
+            for epochs, hardness in itertools.product((5, 20), (0, 4)):
+                accuracy, isoscore = worth + 0.1 * rng.normal(size=2)
+                arm: Arm = {"objective": "pairtune", "epochs": epochs, "temperature": value, "hardness": hardness}
+                outcomes.append(outcome(arm, 0, {"linear": [0.5 + accuracy / 10]}, isoscore=isoscore))
+        found = isotropy.pairs(Results(outcomes).rows, "isoscore", "linear")
+        assert found.different == 8
+        claimed += found.correlation().significant
+    assert claimed / 60 < 0.1  # 0.45, were the 32 counted one by one
 
 
 def balance_results(penalised: float, reached: float, ours: float = 0.9, moves: float = 0.01) -> Results:
@@ -426,3 +447,14 @@ def test_balance_is_ruled_out_only_where_seeds_agree_that_pairtune_has_less(
     ours: float, moves: float, verdict: str
 ) -> None:
     assert dimensions.conclude(balance_results(0.78, ours, ours, moves))[-1].startswith(verdict)
+
+
+def test_a_study_says_what_its_intervals_do_not_cover() -> None:
+    def base(groups: int, seeds: int) -> str:
+        return facts(Results(outcome({"o": "a"}, seed, {"linear": [0.5] * groups}) for seed in range(seeds)))
+
+    groups_only = "With one seed, the intervals cover the test groups only."
+    seeds_only = "With one test group, the intervals cover the seeds only."
+    assert base(1, 3).endswith(seeds_only)
+    assert base(3, 1).endswith(groups_only)
+    assert "intervals cover" not in base(1, 1) + base(3, 3)  # of one seed and one group there are none

@@ -43,7 +43,7 @@ EXPECTED = {
     "classes": (6, {"classes", "linear", "head", "isoscore"}),
     "convergence": (4, {"epoch", "val_linear", "val_head", "epochs_linear"}),
     "dimensions": (6, {"basis", "what", "dimensions", "penalty", "linear", "knn", "balance", "top1_train"}),
-    "isotropy": (8, {"temperature", "hardness", "epochs", "isoscore", "top1"}),
+    "isotropy": (7, {"temperature", "epochs", "isoscore", "top1"}),
     "mining": (21, {"loss", "mining", "linear"}),
     "shots": (15, {"shots", "clips", "linear", "linear_rare", "head_rare"}),
     "temperature": (9, {"temperature", "linear", "head"}),
@@ -201,6 +201,8 @@ def test_isotropy_judges_a_run_whose_pre_trained_encoder_is_gone(
     shutil.rmtree(checkpoint)
     planned = prepare(find("isotropy"), source_of(tones, recipe), tmp_path / "out", seeds=1, earlier=[tmp_path / "run"])
     (outcome,) = run(planned, 1).outcomes
+    own = {key: outcome.arm[key] for key in ("objective", "loss", "temperature")}
+    assert own == {"objective": "pairtune", "loss": recipe.loss, "temperature": recipe.temperature}
     (point,) = outcome.points
     assert point.numbers["isoscore"] >= 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from confit_edge.studies.phrases import plain, widened
 from confit_edge.studies.questions.dimensions import ROTATED
 from confit_edge.studies.results import DRAWS, LEVEL, Estimate, Results, Row
 from confit_edge.studies.study import Chart, Places, Study
-from confit_edge.studies.trial import Point, Subset, Trial
+from confit_edge.studies.trial import Point, Scalar, Subset, Trial
 from confit_runtime.arrays import Doubles
 from confit_runtime.errors import UsageError
 
@@ -31,8 +30,9 @@ Ints = npt.NDArray[np.int64]
 
 MEASURES = ("isoscore", "effective_rank", "anisotropy", "top1", "uniformity", "silhouette")
 PROBES = ("linear", "knn")
-TEMPERATURES = (0.02, 0.1, 0.5)
-FEWEST = 5  # arms, each with others on the same data, that a correlation needs
+TEMPERATURES = (0.01, 0.03, 0.1, 0.3, 1.0)
+FAMILY = ("objective", "loss", "temperature", "encoder")
+FEWEST = 5  # families, each with others on the same data, that a correlation needs
 
 
 def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
@@ -43,12 +43,8 @@ def plan(corpus: Corpus, recipe: Recipe) -> list[Trial]:
         frozen, finetune, pairtune = rivals(Trial({"epochs": epochs}, part))
         trials += [finetune]
         for value in TEMPERATURES:
-            for hardness in (0.0, recipe.hardness or 4.0):
-                changed = replace(
-                    pairtune.recipe, loss="supcon", mining="hardness", temperature=value, hardness=hardness
-                )
-                arm = {**pairtune.arm, "temperature": value, "hardness": hardness}
-                trials.append(replace(pairtune, arm=arm, recipe=changed))
+            changed = replace(pairtune.recipe, loss="supcon", temperature=value)
+            trials.append(replace(pairtune, arm={**pairtune.arm, "temperature": value}, recipe=changed))
     return [replace(frozen, arm={"objective": "frozen"}), *trials]
 
 
@@ -67,8 +63,11 @@ def plan_from(earlier: list[Path], corpus: Corpus, recipe: Recipe, places: Place
             trials += _trials_of_study(path, corpus, recipe)
             continue
         _check_not_learnt(found[path], corpus)
-        arm = {"objective": read[path].recipe.objective, "run": path.name}
-        trials.append(Trial(arm, read[path].recipe, train=False, options={"run": str(path.resolve())}))
+        own = read[path].recipe
+        arm: dict[str, Scalar] = {"objective": own.objective, "run": path.name, "encoder": own.encoder}
+        if own.objective == "pairtune":
+            arm |= {"loss": own.loss, "temperature": own.temperature}
+        trials.append(Trial(arm, own, train=False, options={"run": str(path.resolve())}))
     return trials
 
 
@@ -140,27 +139,27 @@ def usable(points: list[Point]) -> list[Point]:
 
 @dataclass(frozen=True)
 class Pairs:
-    """A measure and an accuracy of each encoder `[encoders]`, as ranks among the encoders judged on the same data.
+    """A measure and an accuracy of each family of encoders on each data set `[pairs]`, as ranks among the families there.
 
-    The ranks are centred and divided by their number, so that differences between data sets have no effect. Encoders that
-    differ only in their seed have the same number in `arms`; those judged on the same data have the same number in `data`.
+    The ranks are centred and divided by their number, so that differences between data sets have no effect. Pairs of the
+    same family have the same number in `families`; those on the same data have the same number in `data`.
     """
 
     measure: Doubles
     accuracy: Doubles
-    arms: Ints
+    families: Ints
     data: Ints
 
     @property
     def different(self) -> int:
-        """The number of arms."""
-        return len(np.unique(self.arms))
+        """The number of families."""
+        return len(np.unique(self.families))
 
     def correlation(self, comparisons: int = 1) -> Estimate:
         """Return Spearman's rank correlation within data, with an interval widened for `comparisons`. NaN if there are no pairs.
 
-        The interval leaves out zero where a permutation test of the arms is significant; elsewhere it has the same length
-        in Fisher's z. With so few arms the test has coarse steps, so the correlation counts as known to half a step, the
+        The interval leaves out zero where a permutation test of the families is significant; elsewhere it has the same length
+        in Fisher's z. With so few of them the test has coarse steps, so the correlation counts as known to half a step, the
         exchange of two neighbours.
         """
         if not self.different:
@@ -174,10 +173,10 @@ class Pairs:
         return Estimate(value, float(low), float(high))
 
     def _exchanged(self) -> Doubles:
-        """Return the sum of products in `DRAWS` draws, in which arms of the same data exchange the accuracies of all seeds."""
+        """Return the sum of products in `DRAWS` draws, in which families on the same data exchange all their accuracies."""
         alike: dict[tuple[int, ...], list[Ints]] = {}
-        for arm in np.unique(self.arms):
-            own = np.flatnonzero(self.arms == arm)
+        for one in np.unique(self.families):
+            own = np.flatnonzero(self.families == one)
             own = own[np.argsort(self.data[own], kind="stable")]
             alike.setdefault(tuple(self.data[own]), []).append(own)
         rng, sums = np.random.default_rng(0), np.zeros(DRAWS)
@@ -194,20 +193,36 @@ def _fisher(correlation: float) -> float:
 
 
 def pairs(rows: list[Row], measure: str, probe: str) -> Pairs:
-    """Return the pairs of rows that have both, on data where arms differ; an arm alone, or equal to all others, is dropped."""
+    """Return the pairs of families that have both, on data where they differ; a family alone, or equal to all others, is dropped.
+
+    The values of a family are the means of its encoders on the same data.
+    """
     from scipy.stats import rankdata
 
-    rows = [row for row in rows if measure in row.numbers and row.shares.get(probe)]
-    arms = _numbered([tuple(row.arm.items()) for row in rows])
-    data = _numbered([(row.subset, row.arm.get("from"), row.seed if row.subset != Subset() else 0) for row in rows])
-    values = np.array([[row.numbers[measure] for row in rows], [share(row, probe) for row in rows]])
-    ranked, kept = np.zeros_like(values), np.zeros(len(rows), bool)
+    of_family: dict[tuple[Any, Any], list[tuple[float, float]]] = {}
+    for row in rows:
+        if measure in row.numbers and row.shares.get(probe):
+            same_data = (row.subset, row.arm.get("from"), row.seed if row.subset != Subset() else 0)
+            found = of_family.setdefault((family(row), same_data), [])
+            found.append((row.numbers[measure], share(row, probe)))
+    families, data = (_numbered([key[part] for key in of_family]) for part in (0, 1))
+    values = np.array([np.mean(found, axis=0) for found in of_family.values()]).reshape(-1, 2).T
+    ranked, kept = np.zeros_like(values), np.zeros(len(data), bool)
     for same in np.unique(data):
         inside = data == same
         ranks = rankdata(values[:, inside], axis=1)
         ranked[:, inside] = (ranks - ranks.mean(axis=1, keepdims=True)) / inside.sum()
-        kept |= inside & (len(np.unique(arms[inside])) > 1 and bool(np.ptp(ranks, axis=1).all()))
-    return Pairs(ranked[0, kept], ranked[1, kept], arms[kept], data[kept])
+        kept |= inside & bool(np.ptp(ranks, axis=1).all())
+    return Pairs(ranked[0, kept], ranked[1, kept], families[kept], data[kept])
+
+
+def family(row: Row) -> tuple[Scalar | None, ...]:
+    """Return what makes an encoder different from others: two that are alike in it count as one, with their mean.
+
+    Variants of one training, such as a little more hardness or half of the epochs, are near-copies, and to count them one
+    by one would multiply one observation.
+    """
+    return tuple(row.arm.get(key) for key in FAMILY)
 
 
 def _numbered(things: list[Any]) -> Ints:
@@ -217,10 +232,12 @@ def _numbered(things: list[Any]) -> Ints:
 
 
 def encoders(rows: list[Row]) -> list[Row]:
-    """Return each encoder once: two studies may have trained the same one, with numbers equal to the last digit."""
-    return list(
-        {json.dumps([row.seed, row.numbers, row.shares], sort_keys=True): row for row in reversed(rows)}.values()
-    )[::-1]
+    """Return each encoder once: two studies may have trained the same one, with a geometry equal to the last digit.
+
+    Their accuracies may differ, because one study may fit its probes in another way.
+    """
+    geometry = [(row.seed, row.subset, *(row.numbers.get(measure) for measure in MEASURES)) for row in rows]
+    return list(dict(zip(geometry[::-1], rows[::-1], strict=True)).values())[::-1]
 
 
 def share(row: Row, probe: str) -> float:
@@ -231,38 +248,37 @@ def share(row: Row, probe: str) -> float:
 
 def conclude(results: Results) -> list[str]:
     """State the rank correlation of each measure with each probe, over all encoders and within each large enough objective."""
-    lines = []
     different = encoders(results.rows)
     everything = {"all encoders": different}
     for objective in results.values("objective"):
         everything[f"{objective} only"] = [row for row in different if row.arm["objective"] == objective]
-    for name, rows in everything.items():
-        significant: list[str] = []
-        not_significant: list[str] = []
-        for measure in MEASURES:
-            for probe in PROBES:
-                found = pairs(rows, measure, probe)
-                if found.different < FEWEST:
-                    continue
-                estimate = found.correlation(len(MEASURES) * len(PROBES))
-                if not np.isnan(estimate.value):
-                    (significant if estimate.significant else not_significant).append(
-                        f"{measure} with {probe} {plain(estimate, 2)}"
-                    )
-        if significant:
+    measured = {
+        (name, measure, probe): found
+        for name, rows in everything.items()
+        for measure in MEASURES
+        for probe in PROBES
+        if (found := pairs(rows, measure, probe)).different >= FEWEST
+    }
+    if not measured:
+        return [
+            f"Too few encoders for a correlation: {FEWEST} that differ in objective, loss or temperature, each with others on"
+            " the same data, are needed."
+        ]
+    lines = []
+    estimates = {key: found.correlation(len(measured)) for key, found in measured.items()}
+    for name in everything:
+        told: dict[bool, list[str]] = {True: [], False: []}
+        for (whose, measure, probe), estimate in estimates.items():
+            if whose == name:
+                told[estimate.significant].append(f"{measure} with {probe} {plain(estimate, 2)}")
+        if told[True]:
             lines.append(
-                f"Over {name}, significant correlation with {results.figure}: {'; '.join(significant)}"
+                f"Over {name}, significant correlation with {results.figure}: {'; '.join(told[True])}"
                 " (Spearman, within the same data)."
             )
-        if not_significant:
-            lines.append(
-                f"Over {name}, no significant correlation with {results.figure}: {'; '.join(not_significant)}."
-            )
-    if not lines:
-        return [
-            f"Too few encoders for a correlation: {FEWEST} different ones, each with others on the same data, are needed."
-        ]
-    lines += widened(len(MEASURES) * len(PROBES))
+        if told[False]:
+            lines.append(f"Over {name}, no significant correlation with {results.figure}: {'; '.join(told[False])}.")
+    lines += widened(len(measured))
     return [*lines, "A correlation over encoders is not a cause; the study `dimensions` intervenes on balance."]
 
 
