@@ -130,12 +130,12 @@ def on_validation(pairs: list[tuple[Row, Row]], key: str) -> dict[str, float]:
 
 
 def on_test(pairs: list[tuple[Row, Row]], probe: str) -> dict[str, Any]:
-    """Return the mean difference, with 95 % intervals over the groups of each task and over tasks."""
+    """Return the mean difference, with 95 % intervals over the seeds and groups of each task, and over tasks."""
     merged: dict[str, list[Row]] = {}
     for row, other in pairs:
         groups = row["test_groups"]
         right = {"ours": groups["right"][probe], "rival": other["test_groups"]["right"][probe]}
-        differences_row = {"task": row["task"], "ours": row[probe], "rival": other[probe]}
+        differences_row = {"task": row["task"], "seed": row["seed"], "ours": row[probe], "rival": other[probe]}
         merged.setdefault(row["task"], []).append({**differences_row, "test_groups": {**groups, "right": right}})
     return differences({task: (rows, "ours", "rival") for task, rows in merged.items()})
 

@@ -138,7 +138,7 @@ def undrawn_sounds(task: Task, cache: Path, corpus: Corpus) -> list[Pcm]:
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Compare each encoder with `direct`, by probe: paired differences by task (resampling test groups) and over tasks."""
+    """Compare each encoder with `direct`, by probe: paired differences by task (over seeds and test groups) and over tasks."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     of_task = {task: [row for row in rows if row["task"] == task] for task in tasks}
     return {

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import t as student
 
-from confit_edge.probes.metrics import interval
+from confit_edge.studies.results import Results, Side
+from confit_edge.studies.trial import Outcome, Point, Subset
 
 Doubles = npt.NDArray[np.float64]
 Row = dict[str, Any]
 
-DRAWS = 10_000
 OURS, OURS_CONVERGED, HEAD = "pairtune_linear", "pairtune_linear_converged", "finetune_head"
 RIVALS = ("frozen_linear", "finetune_head_converged", "finetune_linear", "finetune_linear_converged", "lpft_head")
 # the same at the encoder's own rate, as for PairTune: none of them chose a rate
@@ -102,7 +102,7 @@ def _mean_difference(rows: list[Row], one: str, other: str) -> float:
 def differences(pairs: dict[str, tuple[list[Row], str, str]]) -> dict[str, Any]:
     """Return the paired difference and its interval for each task (its rows, our method, the rival), and over the tasks.
 
-    Within a task, test groups are resampled, the same ones for all seeds, and the interval is widened if there are few.
+    The interval within a task is over its seeds and test groups (`group_interval`), that over the tasks Student's.
     """
     tasks = {}
     for task, (rows, method, rival) in pairs.items():
@@ -122,17 +122,20 @@ def differences(pairs: dict[str, tuple[list[Row], str, str]]) -> dict[str, Any]:
 
 
 def group_interval(rows: list[Row], method: str, rival: str) -> tuple[float, float]:
-    """Return the interval of the difference in accuracy, resampling the test groups, which all seeds share."""
-    groups = [row["test_groups"] for row in rows]
-    if any(groups_of_seed["names"] != groups[0]["names"] for groups_of_seed in groups):
+    """Return the interval of the difference in accuracy, over the seeds and the test groups, as a study has it."""
+    names = rows[0]["test_groups"]["names"]
+    if any(row["test_groups"]["names"] != names for row in rows):
         raise ValueError(f"{rows[0]['task']}: its seeds do not share the same test groups")
-    gains = np.sum(
-        [np.subtract(groups_of_seed["right"][method], groups_of_seed["right"][rival]) for groups_of_seed in groups],
-        axis=0,
-    )
-    clips = np.sum([groups_of_seed["n"] for groups_of_seed in groups], axis=0)
-    draws = np.random.default_rng(0).integers(len(clips), size=(DRAWS, len(clips)))
-    return interval(gains.sum() / clips.sum(), gains[draws].sum(axis=1) / clips[draws].sum(axis=1), len(clips))
+    outcomes = []
+    for row in rows:
+        groups = row["test_groups"]
+        tallies = {
+            key: dict(zip(names, zip(groups["right"][key], groups["n"], strict=True), strict=True))
+            for key in (method, rival)
+        }
+        outcomes.append(Outcome(row["task"], {}, row["seed"], Subset(), [Point(tallies)], 0.0))
+    gap = Results(outcomes).difference(Side(method), Side(rival))
+    return gap.low, gap.high
 
 
 def task_interval(values: Doubles) -> tuple[float, float]:
