@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Self
@@ -20,6 +21,10 @@ from confit_runtime.names import escape_controls, escape_controls_in_json
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines on stdout; everything else goes to stderr.")]
 
 LARGEST = 1e12  # largest sensible value of any option: seconds, shares, decibels
+
+_ADVICE_IF_REPEATED = {  # for options that are easily taken for one of several values
+    "--source": "; start one process for each microphone; `listen` also takes a folder of files",
+}
 
 
 class _Help:
@@ -86,13 +91,16 @@ class Verbs(_Help, TyperGroup):
 class Verb(_Help, TyperCommand):
     """A command that checks its options and the current folder before it runs.
 
-    typer accepts `nan`, `inf`, `1e308` and an empty path; this class refuses them.
+    typer accepts `nan`, `inf`, `1e308` and an empty path, and of an option given twice it uses only the last value;
+    this class refuses them.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = list(args)  # typer consumes `args`
         rest = super().parse_args(ctx, args)
         if ctx.resilient_parsing:  # the shell is completing a command line
             return rest
+        self._check_not_repeated(ctx, given)
         for param in self.get_params(ctx):
             value = ctx.params.get(param.name or "")
             if param.type.name == "path" and "" in (value if isinstance(value, list | tuple) else [value]):
@@ -102,6 +110,17 @@ class Verb(_Help, TyperCommand):
             if isinstance(value, float) and not abs(value) <= LARGEST:
                 raise UsageError(f"{max(param.opts, key=len)} {value:g}: is not a usable number")
         return rest
+
+    def _check_not_repeated(self, ctx: Any, args: list[str]) -> None:
+        """Raise UsageError if an option that takes one value is given more than once."""
+        _, _, in_order = self.make_parser(ctx).parse_args(args=args)
+        for param, times in Counter(in_order).items():
+            switch = getattr(param, "is_flag", False) and not param.secondary_opts  # twice is as good as once
+            if param.param_type_name == "option" and times > 1 and not (param.multiple or switch):
+                name = max(param.opts, key=len)
+                raise UsageError(
+                    f"{name}: is given {times} times, but takes one value{_ADVICE_IF_REPEATED.get(name, '')}"
+                )
 
     def invoke(self, ctx: Any) -> Any:
         _check_folder()

@@ -177,6 +177,28 @@ def test_a_path_that_is_empty_is_not_the_folder_one_is_in(confit: Confit) -> Non
         assert "empty" in err or "without a name" in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "refused"),
+    [
+        (
+            "listen digits --source one.ogg --source two.ogg",
+            "--source: is given 2 times, but takes one value; start one",
+        ),
+        ("doctor --source mic:1 --source mic:2 --source mic:3", "--source: is given 3 times"),
+        ("record yes -o clips --source mic:1 --source mic:2", "--source: is given 2 times"),
+        ("train clips -o run --out other", "--out: is given 2 times"),
+        ("train clips -o run --trim --no-trim", "--trim: is given 2 times"),
+        ("gallery list --gallery a.db --gallery b.db", "--gallery: is given 2 times"),
+        ("inspect digits --json --json", ""),  # says nothing new
+        ("listen digits --source nothing.wav --threshold one=0.3 --threshold two=0.4", "nothing.wav: no such file"),
+    ],
+)
+def test_an_option_of_one_value_is_given_once(confit: Confit, arguments: str, refused: str) -> None:
+    code, _, err = confit(*arguments.split())
+    assert code == (2 if refused else 0), err
+    assert refused in err
+
+
 def in_a_removed_folder(tmp_path: Path, arguments: str) -> subprocess.CompletedProcess[str]:
     (tmp_path / "gone").mkdir()
     line = f'rmdir ../gone; {sys.executable} -c "from confit_edge.cli import main; main()" {arguments}'
