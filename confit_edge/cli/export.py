@@ -108,7 +108,8 @@ def export(
 
     The file holds the front end, encoder, pooling, head and streaming state in one graph, and the model's contract. A card
     (.md) with the measured speed is written next to it. Ranges for int8 come from training clips; thresholds come from a
-    stream composed of validation clips. An earlier export of the same run is replaced; the model of another run is not.
+    stream composed of validation clips. An existing model of the same classes, or of some of them, is replaced; any other
+    file is not.
 
     The model must pass the gate:
 

@@ -12,10 +12,11 @@ import torch
 
 from confit_edge.data.augment import Augmenter
 from confit_edge.data.corpus import Corpus
+from confit_edge.data.manifest import UNKNOWN
 from confit_edge.data.tables import check_utf8
 from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.embedding import embed_clips
-from confit_edge.runs import Run, check_same_data, weights_sha256
+from confit_edge.runs import Run, check_same_data
 from confit_export.enrollment import cohort_rows, kind_of_run
 from confit_export.finish import finish
 from confit_export.fuse import can_fuse
@@ -31,8 +32,11 @@ from confit_runtime.device_file import check_no_device_file
 from confit_runtime.enrollment import Kind
 from confit_runtime.errors import ModelError, UsageError
 from confit_runtime.files import check_suffix, make_folder, remove_leftovers, write_atomic
+from confit_runtime.formatting import format_list
 from confit_runtime.model import Model
 from confit_runtime.names import escape_controls
+
+MAX_NAMED = 5  # classes of another model that a refusal names
 
 
 @dataclass(frozen=True)
@@ -163,24 +167,24 @@ def check_printable(out: Path, license: str) -> None:
 
 
 def check_replaceable(out: Path, run: Run) -> None:
-    """Raise UsageError if `out` exists and was not exported from `run`: nothing could bring it back.
+    """Raise UsageError if `out` exists and is not an earlier model of the run's classes: nothing could bring it back.
 
-    Of a model whose weights the export changed (`fuse`, or `qat_epochs`), only the data is compared.
+    A model with at least one of the run's classes, apart from unknown, counts as one: classes come and go between trainings.
     """
     if not out.is_file():
         return
     try:
         there = read_sealed(out.read_bytes()).contract
     except ModelError:
-        what = "and is not a complete model of confit-edge"
-    else:
-        changed = there.parity.get("qat_epochs") or "fused_activations" in there.parity
-        if there.data["fingerprint"] == run.info.data["fingerprint"] and (
-            changed or there.encoder["weights_sha256"] == weights_sha256(run.encoder)
-        ):
-            return
-        what = "with the model of another run"
-    raise UsageError(f"{out}: already exists, {what}; choose another -o, or remove it")
+        raise UsageError(
+            f"{out}: already exists, and is not a complete model of confit-edge; choose another -o, or remove it"
+        ) from None
+    labels = [label for label in there.labels if label not in (there.unknown_label, UNKNOWN)]
+    if set(labels).isdisjoint(run.info.classes):
+        raise UsageError(
+            f"{out}: already exists, and is a model of other classes ({format_list(labels, MAX_NAMED)}) than {run.path};"
+            " choose another -o, or remove it"
+        )
 
 
 def _check_no_effect(option: str, why: str, options: Mapping[str, object]) -> None:

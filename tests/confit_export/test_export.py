@@ -6,7 +6,6 @@ import copy
 import os
 import shutil
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import nn
 
 from confit_edge.cli import main
 from confit_edge.data.corpus import Corpus
+from confit_edge.data.manifest import UNKNOWN
 from confit_edge.encoders.speech_embedding import RECEPTIVE, SpeechEmbedding
 from confit_edge.probes.metrics import correct
 from confit_edge.runs import Run, run_corpus, weights_sha256, with_current_paths
@@ -34,7 +34,7 @@ from confit_export.measure import compare_on_test, count_softer, share_fired
 from confit_export.model_file import load_provisional
 from confit_export.rooms import ROOMS, quiet_rooms
 from confit_runtime import Model, load
-from confit_runtime.contract import read_sealed, seal
+from confit_runtime.contract import read_sealed
 from confit_runtime.data_warnings import data_warnings
 from confit_runtime.errors import ConfitError, UsageError
 from tests import tiny_model
@@ -388,19 +388,13 @@ def test_a_failed_gate_names_the_layers_to_blame_and_leaves_no_file_but_an_older
 def test_only_a_model_of_the_same_run_is_replaced(run: Run, exports: dict[str, Exported], tmp_path: Path) -> None:
     out = tmp_path / "words.onnx"
     check_replaceable(out, run)
-    model = exports["int8"].path.read_bytes()
-    graph, contract = model[: read_sealed(model).graph_size], exports["int8"].contract
-    encoder, data = {**contract.encoder, "weights_sha256": "another"}, {**contract.data, "fingerprint": "another"}
-    refused = "words.onnx: already exists, with the model of another run; choose another -o, or remove it"
-    for there, message in (
-        (contract, ""),
-        (replace(contract, encoder=encoder), refused),
-        (replace(contract, data=data), refused),
-        (replace(contract, encoder=encoder, parity={**contract.parity, "qat_epochs": 3}), ""),
-    ):
-        out.write_bytes(seal(graph, there))
-        with nullcontext() if not message else pytest.raises(UsageError, match=message):
-            check_replaceable(out, run)
+    tiny_model.build(out)  # of low, mid and unknown
+    check_replaceable(out, replace(run, info=replace(run.info, classes=["mid", "new", UNKNOWN])))
+    for classes in (["owl", "crow", UNKNOWN], ["owl", "crow"]):
+        with pytest.raises(UsageError) as refused:
+            check_replaceable(out, replace(run, info=replace(run.info, classes=classes)))
+        other = f"words.onnx: already exists, and is a model of other classes (low, mid) than {run.path}; choose"
+        assert other in str(refused.value)
     out.write_bytes(b"a model of another tool")
     with pytest.raises(UsageError, match="already exists, and is not a complete model"):
         check_replaceable(out, run)
