@@ -137,7 +137,12 @@ def exports(folder: Path, epochs: int) -> dict[str, Path]:
     word_clips = tuple(clip for clip in words.clips if clip.label in WORDS)
     write_manifest(replace(words, clips=word_clips, source=folder / "words.csv"), folder / "words.csv")
     recipe = Recipe(
-        epochs=epochs, soup=1, probe_views=1, frozen_baseline=False, background=str(DATA / "background"), device="cpu"
+        epochs=epochs,
+        soup=1,
+        probe_views=1,
+        frozen_baseline=False,
+        background=(str(DATA / "background"),),
+        device="cpu",
     )
     train(folder / "words.csv", folder / "run", recipe)
     trained = read_run(folder / "run")

@@ -85,8 +85,8 @@ def evaluate_seed(method: str, seed: int, cache: Path, say: Say) -> tuple[dict[s
     words, others = draw_words(seed, folder), folder / "others.csv"
     recipe = Recipe(
         seed=seed,
-        others=str(others),
-        background=str(background_with_extra_hour(cache) if method == "hour" else DATA / "background" / "train"),
+        others=(str(others),),
+        background=(str(background_with_extra_hour(cache) if method == "hour" else DATA / "background" / "train"),),
         frozen_baseline=False,
         **METHODS[method],
     )

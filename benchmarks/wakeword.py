@@ -53,7 +53,7 @@ def train_word_model(word: str, method: str, out: Path, seed: int, say: Say) -> 
     out.mkdir(parents=True, exist_ok=True)
     write_manifest(Manifest(clips, manifest.source, multi_label=False), out / "own.csv")
     background, run = str(DATA / "background" / "train"), out / f"{method}-run"
-    recipe = Recipe(seed=seed, others="words", background=background, frozen_baseline=False, **METHODS[method])
+    recipe = Recipe(seed=seed, others=("words",), background=(background,), frozen_baseline=False, **METHODS[method])
     model, is_pairtune = out / f"{method}.onnx", method != "head"
     corpus = make_file(out / "own.csv", run, recipe, model, say, quantize=is_pairtune, typical=is_pairtune)
     label_of = {clip.path: clip.label for clip in manifest.clips}

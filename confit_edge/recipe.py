@@ -48,8 +48,8 @@ class Recipe:
     label_column: str = "label"
     group_column: str = "group"
     split_by: str | None = None
-    others: str | None = None  # folder or manifest of sounds of no class, learnt as `unknown`; or `words`
-    background: str | None = None  # folder of recordings without any class: mixed in, and learnt as `unknown`
+    others: tuple[str, ...] = ()  # folders or manifests of sounds of no class, learnt as `unknown`; or `words`
+    background: tuple[str, ...] = ()  # folders or files without any class: mixed in, and learnt as `unknown`
     # the window
     window: float = 1.28
     trim: bool = True  # remove the silence before and after the sound of clips longer than the window
@@ -201,7 +201,7 @@ class Recipe:
         """The arguments of `confit_edge.data.corpus.read_corpus` that choose the clips and their splits."""
         same = {key: getattr(self, key) for key in ("seed", "label_column", "group_column", "split_by")}
         same["longest_s"] = self.window if self.trim else None
-        return {**same, "others": self.others, "background": Path(self.background) if self.background else None}
+        return {**same, "others": self.others, "background": self.background}
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any], source: str = "recipe") -> Recipe:
@@ -212,9 +212,11 @@ class Recipe:
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
             raise UsageError(f"{source}: unknown keys: {', '.join(unknown)} ({hint})")
         values = dict(raw)
-        if "lr" in values:
-            rates = values["lr"] if isinstance(values["lr"], list | tuple) else [values["lr"]]
-            values["lr"] = tuple(rates)
+        for key in {"lr", "others", "background"} & values.keys():
+            if values[key] is None and key != "lr":
+                values[key] = ()  # a key without a value
+            else:
+                values[key] = tuple(values[key]) if isinstance(values[key], list | tuple) else (values[key],)
         if type(values.get("freeze")) is int:
             values["freeze"] = str(values["freeze"])
         try:
@@ -309,7 +311,7 @@ def check_type(key: str, hint: Any, value: Any) -> None:
             raise UsageError(f"recipe key '{key}' must be one of {', '.join(options)}; it is {_shown(value)}")
         return
     if typing.get_origin(hint) is tuple:
-        good = isinstance(value, tuple) and all(_has_type(item, float) for item in value)
+        good = isinstance(value, tuple) and all(_has_type(item, options[0]) for item in value)
     elif type(None) in options:
         good = value is None or _has_type(value, options[0])
     else:

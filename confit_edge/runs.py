@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -187,20 +188,30 @@ def read_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
 
 
 def with_current_paths(
-    runs: list[Run], *, background: Path | None = None, others: Path | None = None, encoder: Path | None = None
+    runs: list[Run], *, background: Sequence[str] = (), others: Sequence[str] = (), encoder: Path | None = None
 ) -> list[Run]:
     """The runs with the current paths of their background, others and the encoder folder they began with.
 
-    Raises UsageError for a path that none of them needs.
+    Raises UsageError for paths that none of them needs, or that differ in number from those of one.
     """
-    for key, place in (("background", background), ("others", others)):
-        if place is None:
+    for key, places in (("background", background), ("others", others)):
+        if not places:
             continue
-        if not any(getattr(run.recipe, key) for run in runs):
+        using = [run for run in runs if getattr(run.recipe, key)]
+        if not using:
             raise UsageError(
-                f"--{key} {place}: no --{key} was used to train {', '.join(str(run.path) for run in runs)}; leave it out"
+                f"--{key} {' '.join(places)}: no --{key} was used to train {', '.join(str(run.path) for run in runs)}; leave it"
+                " out"
             )
-        now: dict[str, Any] = {key: str(place.resolve())}
+        for run in using:
+            if len(trained := getattr(run.recipe, key)) != len(places):
+                raise UsageError(
+                    f"--{key} is given {format_count(len(places), 'time')}, but {run.path} was trained with"
+                    f" {len(trained)}: {', '.join(trained)}; give all of them, in this order"
+                )
+        now: dict[str, Any] = {
+            key: tuple(place if key == "others" and place == WORDS else str(Path(place).resolve()) for place in places)
+        }
         runs = [replace(run, recipe=replace(run.recipe, **now)) if getattr(run.recipe, key) else run for run in runs]
     return _with_encoder_folder(runs, encoder) if encoder else runs
 
@@ -234,11 +245,11 @@ def run_corpus(run: Run, manifest: str | Path | None = None) -> Corpus:
             " --manifest)"
         )
     for key in ("background", "others"):
-        place = getattr(run.recipe, key)
-        if place and place != WORDS and not Path(place).exists():
-            raise UsageError(
-                f"{place}: the --{key} that {run.path} was trained with is missing; give its current path (--{key})"
-            )
+        for place in getattr(run.recipe, key):
+            if not ((key == "others" and place == WORDS) or Path(place).exists()):
+                raise UsageError(
+                    f"{place}: the --{key} that {run.path} was trained with is missing; give its current path (--{key})"
+                )
     corpus = read_corpus(source, rate=run.encoder.sample_rate, **run.recipe.corpus_options())
     check_same_data(run, corpus)
     return corpus

@@ -148,7 +148,7 @@ def run_path(manifest: Path, background: Path, tmp_path_factory: pytest.TempPath
     from confit_edge.recipe import Recipe
 
     path = tmp_path_factory.mktemp("runs") / "words"
-    train(manifest, path, Recipe(epochs=2, soup=1, probe_views=1, background=str(background), frozen_baseline=False))
+    train(manifest, path, Recipe(epochs=2, soup=1, probe_views=1, background=(str(background),), frozen_baseline=False))
     return path
 
 

@@ -8,7 +8,11 @@ from typing import Annotated
 import typer
 
 Background = Annotated[
-    Path | None, typer.Option(metavar="PLACE", help="The run's --background, if it has moved since training.")
+    list[str] | None,
+    typer.Option(
+        metavar="PLACE",
+        help="The run's --background, if it has moved since training; may be repeated. Give all, in the same order.",
+    ),
 ]
 EncoderFolder = Annotated[
     Path | None,
@@ -17,5 +21,9 @@ EncoderFolder = Annotated[
     ),
 ]
 Others = Annotated[
-    Path | None, typer.Option(metavar="PLACE", help="The run's --others, if they have moved since training.")
+    list[str] | None,
+    typer.Option(
+        metavar="PLACE",
+        help="The run's --others, if they have moved since training; may be repeated. Give all, in the same order.",
+    ),
 ]

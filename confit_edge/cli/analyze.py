@@ -53,7 +53,9 @@ def analyze(
 
     if out:
         make_folder(out)  # so that a folder that cannot be written fails before anything is measured
-    read = with_current_paths([read_run(path) for path in runs], background=background, others=others, encoder=encoder)
+    read = with_current_paths(
+        [read_run(path) for path in runs], background=background or [], others=others or [], encoder=encoder
+    )
     with TrainingBar(json_lines) as bar:
         report = analyse(read, split=split, manifest=manifest, device=pick_device(device), notify=bar)
     if out:

@@ -99,8 +99,8 @@ def distill(
     """
     given: dict[str, Any] = {
         "encoder": student,
-        "background": None if background is None else str(background),
-        "others": None if others is None else str(others),
+        "background": background,
+        "others": others,
         "epochs": epochs,
         "lr": lr,
         "unlabelled_per_batch": unlabelled_per_batch,

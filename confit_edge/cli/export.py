@@ -143,7 +143,7 @@ def export(
         check_no_quantize_options({"--scheme": scheme, "--target": target, "--calibration": calibration})
     check_printable(out, license)
     check_card_path(out)
-    (loaded,) = with_current_paths([read_run(run)], background=background, others=others)
+    (loaded,) = with_current_paths([read_run(run)], background=background or [], others=others or [])
     check_replaceable(out, loaded)
     corpus = run_corpus(loaded, data)
     made = export_run(

@@ -66,7 +66,10 @@ def probe(
     if out:
         make_folder(out)  # so that a folder that cannot be written fails before anything is measured
     runs = with_current_paths(
-        [read_run(path) for path in [*(baseline or []), run]], background=background, others=others, encoder=encoder
+        [read_run(path) for path in [*(baseline or []), run]],
+        background=background or [],
+        others=others or [],
+        encoder=encoder,
     )
     with TrainingBar(json_lines) as bar:
         report = side_by_side(

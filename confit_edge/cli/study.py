@@ -68,16 +68,17 @@ def study(
         ),
     ] = None,
     background: Annotated[
-        Path | None,
+        list[str] | None,
         typer.Option(
             metavar="PLACE",
-            help="isotropy only: the --background of runs in --from, if it has moved since training.",
+            help="isotropy only: the --background of runs in --from, if it has moved since training; may be repeated.",
         ),
     ] = None,
     others: Annotated[
-        Path | None,
+        list[str] | None,
         typer.Option(
-            metavar="PLACE", help="isotropy only: the --others of runs in --from, if they have moved since training."
+            metavar="PLACE",
+            help="isotropy only: the --others of runs in --from, if they have moved since training; may be repeated.",
         ),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Trials to run at once, each in a process with one thread.")] = 1,
@@ -124,9 +125,9 @@ def study(
         for option, given in (("--seeds", seeds), ("--train-groups", train_groups)):
             if given is not None:
                 raise UsageError(f"{option} is for new trainings, but --from reads finished ones: leave it out")
-    places = {"background": background, "others": others}
-    for key, place in places.items():
-        if place is not None and not earlier:
+    places = {"background": background or [], "others": others or []}
+    for key, moved in places.items():
+        if moved and not earlier:
             raise UsageError(f"--{key} is only for runs in --from; for new trainings set the key '{key}' in --recipe")
     for argument in sys.argv[1:]:
         check_utf8(Path(argument))  # the results include the command

@@ -58,15 +58,15 @@ def train(
         list[str] | None,
         option(
             "Clips that your classes must be told apart from, learnt as 'unknown': a folder, a manifest, or `words`, which"
-            " ships (30 words, 54 voices). With it, one class of your own is enough.",
+            " ships (30 words, 54 voices); may be repeated. With it, one class of your own is enough.",
             _DATA,
         ),
     ] = None,
     background: Annotated[
-        str | None,
+        list[str] | None,
         option(
-            "Sound without your classes (folder or file), mixed under clips and learnt as 'unknown'. Reduces false"
-            " accepts.",
+            "Sound without your classes (folder or file), mixed under clips and learnt as 'unknown'; may be repeated."
+            " Reduces false accepts.",
             _DATA,
         ),
     ] = None,
@@ -305,12 +305,6 @@ def train(
     from confit_edge.recipe import Recipe, check_no_idle_keys, read_yaml
     from confit_runtime.errors import UsageError
 
-    if "others" in flags:
-        if len(flags["others"]) > 1:
-            raise UsageError(
-                f"--others is given {len(flags['others'])} times: put all of it into one folder, or one manifest"
-            )
-        flags["others"] = flags["others"][0]
     if "lr" in flags:
         flags["lr"] = learning_rates(flags["lr"])
     of_file = read_yaml(recipe) if recipe else {}

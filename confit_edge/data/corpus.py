@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -130,7 +130,7 @@ class Corpus:
     problems: list[ClipProblem]
     rate: int
     notes: list[str] = field(default_factory=list)  # sentences for the person who trains on it
-    background_kept: tuple[str, ...] = ()  # the files of `background_val`; empty where recordings were cut
+    background_kept: tuple[str, ...] = ()  # the files of `background_val`; empty where each recording was cut
 
     @property
     def unknown_column(self) -> int | None:
@@ -222,27 +222,30 @@ def read_corpus(
     label_column: str = "label",
     group_column: str = "group",
     split_by: str | None = None,
-    background: str | Path | None = None,
-    others: str | None = None,
+    background: str | Path | Sequence[str | Path] = (),
+    others: str | Path | Sequence[str | Path] = (),
     longest_s: float | None = None,
     strict: bool = False,
     progress: Progress | None = None,
 ) -> Corpus:
     """Read, decode (mono float32 at `rate` Hz) and split a manifest.
 
+    `background` is a folder or file of long recordings, or several; `others` a folder or manifest of clips, or `words`, or
+    several of these. Both are learnt as the unknown class.
+
     Clips longer than `longest_s` lose the silence before and after their sound (except in `Clips.uncut`): otherwise a window
     from that silence would be learnt as their class. Raises ConfitError saying what to repair.
     """
-    source, background = Path(source), Path(background) if background else None
-    paths = sound_files(background, "--background") if background else []
+    source, other_places = Path(source), list(map(str, _as_list(others)))
+    background_files = {place: sound_files(place, "--background") for place in map(Path, _as_list(background))}
     manifest = read_manifest(
         source,
         label_column=label_column,
         group_column=group_column,
         split_by=split_by,
-        allow_one_class=others is not None,
+        allow_one_class=bool(other_places),
     )
-    other_clips, notes = read_others(others, manifest) if others is not None else ([], [])
+    other_clips, notes = read_others(other_places, manifest)
     store = ClipStore(rate)
     manifest, pcm, problems = load_clips(manifest, store, strict=strict, progress=progress)
     decoded = dict(zip((clip.path for clip in manifest.clips), pcm, strict=True))
@@ -251,17 +254,17 @@ def read_corpus(
     ):
         notes.append(f"warning: {quiet_warning}")
     manifest = with_splits(manifest, seed=seed)
-    if others is not None:
-        other_sounds, unusable = _read_others(others, other_clips, manifest, decoded, store, strict, progress)
+    if other_places:
+        other_sounds, unusable = _read_others(other_clips, manifest, decoded, store, strict, progress)
         decoded |= other_sounds
         problems += unusable
         manifest = with_others(
-            manifest, [clip for clip in other_clips if clip.path in decoded], place=others, seed=seed
+            manifest, [clip for clip in other_clips if clip.path in decoded], places=other_places, seed=seed
         )
     classes, background_parts = manifest.classes, Background([], [])
-    if background:
+    if background_files:
         background_parts, unusable, background_notes = _read_background(
-            background, paths, manifest, decoded, store, strict, progress
+            background_files, manifest, decoded, store, strict, progress
         )
         problems += unusable
         notes += background_notes
@@ -308,8 +311,11 @@ def _check_several_classes(manifest: Manifest, classes: list[str]) -> None:
         )
 
 
+def _as_list(places: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    return [places] if isinstance(places, str | Path) else list(places)
+
+
 def _read_others(
-    place: str,
     other_clips: list[Clip],
     manifest: Manifest,
     decoded: dict[Path, Pcm],
@@ -322,48 +328,63 @@ def _read_others(
     usable, pcm, problems = load_clips(as_unknown, store, strict=strict, progress=progress)
     other_sounds = dict(zip((clip.path for clip in usable.clips), pcm, strict=True))
     _check_no_overlap("--others", other_sounds, manifest, decoded)
-    _check_other_lengths(place, other_sounds, store.rate)
+    _check_other_lengths(other_sounds, store.rate)
     return other_sounds, problems
 
 
 def _read_background(
-    place: Path,
-    paths: list[Path],
+    files: dict[Path, list[Path]],
     manifest: Manifest,
     decoded: dict[Path, Pcm],
     store: ClipStore,
     strict: bool,
     progress: Progress | None,
 ) -> tuple[Background, list[ClipProblem], list[str]]:
-    """Read and divide the background; returns it, the problems of unusable recordings, and notes. Raises UsageError."""
-    option = f"--background {place}"
-    recordings, problems = load_recordings(paths, store, option, strict=strict, progress=progress)
-    _check_no_overlap("--background", recordings, manifest, decoded)
-    recordings, copies = _without_repeats(recordings)
-    parts = split_background(place, recordings)
-    notes = []
-    if copies:
-        notes.append(f"{option}: left out {format_list(copies, 3)}: the same sound as another recording")
-    if parts.unlearnt:
-        notes.append(
-            f"warning: {option}: nothing of {format_quoted_list(parts.unlearnt)} is learnt: with more than {MOST_KINDS} names,"
-            " each counts as a voice or a place, and whole voices or places are kept for thresholds. Put kinds"
-            f" of sound into at most {MOST_KINDS} folders"
-        )
-    if quiet_recordings := [str(path) for path, one in recordings.items() if loudest_db(one, store.rate) <= SILENCE_DB]:
-        notes.append(
-            f"warning: {option}: almost silent, never above {SILENCE_DB:g} dBFS: {format_list(quiet_recordings, 3)}; was the"
-            " microphone muted?"
-        )
-    return parts, problems, notes
+    """Read the background `files` of each place, and divide each place's by itself.
+
+    Returns the background, the problems of unusable recordings, and notes. Raises UsageError.
+    """
+    background, problems, notes = Background([], []), list[ClipProblem](), list[str]()
+    digests: set[bytes] = set()
+    for place, paths in files.items():
+        option = f"--background {place}"
+        recordings, unusable = load_recordings(paths, store, option, strict=strict, progress=progress)
+        problems += unusable
+        _check_no_overlap("--background", recordings, manifest, decoded)
+        recordings, copies = _without_repeats(recordings, digests)
+        if copies:
+            notes.append(f"{option}: left out {format_list(copies, 3)}: the same sound as another recording")
+        if not recordings:
+            continue
+        parts = split_background(place, recordings)
+        if parts.unlearnt:
+            notes.append(
+                f"warning: {option}: nothing of {format_quoted_list(parts.unlearnt)} is learnt: with more than {MOST_KINDS}"
+                " names, each counts as a voice or a place, and whole voices or places are kept for thresholds. Put kinds"
+                f" of sound into at most {MOST_KINDS} folders"
+            )
+        if quiet := [str(path) for path, one in recordings.items() if loudest_db(one, store.rate) <= SILENCE_DB]:
+            notes.append(
+                f"warning: {option}: almost silent, never above {SILENCE_DB:g} dBFS: {format_list(quiet, 3)}; was the"
+                " microphone muted?"
+            )
+        kept = parts.kept
+        if len(files) > 1:  # say of which place
+            kept = tuple(str(place / name) for name in kept) or (f"the end of each recording of {place}",)
+        background = Background(background.train + parts.train, background.val + parts.val, background.kept + kept)
+    return background, problems, notes
 
 
-def _without_repeats(recordings: dict[Path, Pcm]) -> tuple[dict[Path, Pcm], list[str]]:
-    """The recordings without repeated ones, and the paths of those: a repeated one could be both learnt and kept."""
-    once: dict[bytes, Path] = {}
+def _without_repeats(recordings: dict[Path, Pcm], digests: set[bytes]) -> tuple[dict[Path, Pcm], list[str]]:
+    """The recordings without repeated ones, and the paths of those: a repeated one could be both learnt and kept.
+
+    `digests` are of earlier recordings; those of the recordings that are returned are added to it.
+    """
+    kept: dict[Path, Pcm] = {}
     for path, pcm in recordings.items():
-        once.setdefault(sound_digest(pcm), path)
-    kept = {path: recordings[path] for path in once.values()}
+        if (digest := sound_digest(pcm)) not in digests:
+            digests.add(digest)
+            kept[path] = pcm
     return kept, [str(path) for path in recordings if path not in kept]
 
 
@@ -382,12 +403,12 @@ def _check_no_overlap(option: str, sounds: dict[Path, Pcm], manifest: Manifest, 
         )
 
 
-def _check_other_lengths(place: str, sounds: dict[Path, Pcm], rate: int) -> None:
+def _check_other_lengths(sounds: dict[Path, Pcm], rate: int) -> None:
     """Raise UsageError if a clip of --others lasts minutes: training would use only a random moment of it."""
     for path, pcm in sounds.items():
         if len(pcm) > LONGEST_OTHER_S * rate:
             raise UsageError(
-                f"--others {place}: {path} lasts {len(pcm) / rate / 60:.1f} min, but each file must be one clip, a word or a"
+                f"--others: {path} lasts {len(pcm) / rate / 60:.1f} min, but each file must be one clip, a word or a"
                 " sound; give long recordings as --background"
             )
 

@@ -21,8 +21,22 @@ MANY_LABELS = 6  # with at least this many labels, no label is in two splits
 SHARES = (0.6, 0.2, 0.2)  # of train, val and test; val is large because it sets the thresholds
 
 
-def read_others(place: str, manifest: Manifest) -> tuple[list[Clip], list[str]]:
-    """The clips of a folder, a manifest or `words`, without clips of the `manifest`'s own classes; and notes.
+def read_others(places: Sequence[str], manifest: Manifest) -> tuple[list[Clip], list[str]]:
+    """The clips of several places, each once, without clips of the `manifest`'s own classes; and notes.
+
+    A place is a folder, a manifest or `words`. Raises what `_read_place` does.
+    """
+    clips: dict[Path, Clip] = {}
+    notes: list[str] = []
+    for place in places:
+        found, of_place = _read_place(place, manifest)
+        clips = {**{clip.path: clip for clip in found}, **clips}
+        notes += of_place
+    return list(clips.values()), notes
+
+
+def _read_place(place: str, manifest: Manifest) -> tuple[list[Clip], list[str]]:
+    """The clips of one place that are not of the `manifest`'s own classes, and notes.
 
     The notes name the labels that were left out, and labels that may be one of the classes under another name. In a
     folder, the first sub-folder of a clip is its label and the next one its group, if it has them. Raises UsageError if
@@ -55,7 +69,7 @@ def read_others(place: str, manifest: Manifest) -> tuple[list[Clip], list[str]]:
     return others, notes
 
 
-def with_others(manifest: Manifest, others: Sequence[Clip], *, place: str, seed: int) -> Manifest:
+def with_others(manifest: Manifest, others: Sequence[Clip], *, places: Sequence[str], seed: int) -> Manifest:
     """The manifest, which must have splits, with `others` added as `unknown` (without a label, if it is multi-label).
 
     No group of the others is in two splits (a group that the manifest also has stays in its split there). If they have six
@@ -80,7 +94,7 @@ def with_others(manifest: Manifest, others: Sequence[Clip], *, place: str, seed:
     ]
     if lacking := [split for split in ("train", "val") if all(clip.split != split for clip in dealt)]:
         raise UsageError(
-            f"--others {place}: leaves no clip for {lacking[0]} ({format_count(len(others), 'clip')} in"
+            f"--others {' '.join(places)}: leaves no clip for {lacking[0]} ({format_count(len(others), 'clip')} in"
             f" {format_count(len(members), 'group')}); give more clips, from more groups (folders, speakers)"
         )
     return replace(manifest, clips=(*manifest.clips, *dealt))

@@ -46,10 +46,10 @@ def check_out(out: Path, resume: bool) -> None:
         raise UsageError(f"{out}: is not empty and contains no run; choose another -o")
 
 
-def _shown(value: Any) -> str:
-    """A recipe value for a message; an empty list of learning rates means the encoder's own."""
+def _shown(key: str, value: Any) -> str:
+    """The value of a recipe key for a message; an empty list of learning rates means the encoder's own."""
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or "its own"
+        return ", ".join(map(str, value)) or ("its own" if key == "lr" else "none")
     return "none" if value is None else str(value)
 
 
@@ -161,7 +161,7 @@ def _differences(before: dict[str, Any], started: dict[str, Any], now: str, of_d
     if same_start:
         moved.add("encoder")
     changed = [
-        f"{key} ({_shown(recipe.get(key))}, {now} {_shown(value)})"
+        f"{key} ({_shown(key, recipe.get(key))}, {now} {_shown(key, value)})"
         for key, value in started["recipe"].items()
         if recipe.get(key) != value and key not in moved and key not in UNLEARNT_KEYS
     ]

@@ -225,8 +225,8 @@ def resolved_recipe(recipe: Recipe, device: torch.device) -> Recipe:
         recipe,
         encoder=absolute(recipe.encoder) if is_folder(recipe.encoder) else recipe.encoder,
         precision=pick_precision(recipe.precision, device),
-        background=absolute(recipe.background) if recipe.background else None,
-        others=absolute(recipe.others) if recipe.others and recipe.others != WORDS else recipe.others,
+        background=tuple(map(absolute, recipe.background)),
+        others=tuple(place if place == WORDS else absolute(place) for place in recipe.others),
         rooms=absolute(recipe.rooms) if recipe.rooms and recipe.rooms != SYNTHETIC else recipe.rooms,
     )
 

@@ -12,7 +12,7 @@ from confit_edge.studies.bench import Bench, train_and_probe
 from confit_edge.studies.results import Results
 from confit_edge.studies.trial import Point, Trial
 
-Places = dict[str, Path | None]
+Places = dict[str, list[str]]
 
 
 @dataclass(frozen=True)

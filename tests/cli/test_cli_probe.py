@@ -53,7 +53,7 @@ def test_the_sound_of_a_run_may_have_moved(run_path: Path, background: Path, con
     shutil.copytree(run_path, tmp_path / "run")
     shutil.copytree(background, tmp_path / "now")
     about = json.loads((run_path / "run.json").read_text())
-    about["recipe"]["background"] = str(tmp_path / "then")
+    about["recipe"]["background"] = [str(tmp_path / "then")]
     (tmp_path / "run" / "run.json").write_text(json.dumps(about))
     model = tmp_path / "words.onnx"
     for verb in (("analyze",), ("probe",), ("export", "-o", model, "--no-quantize")):

@@ -283,13 +283,19 @@ def test_a_run_exports_from_another_folder_than_it_was_trained_in(
     small: Path, background: Path, tmp_path: Path, confit: Confit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ["--epochs", "1", "--clips-per-class", "2", "--soup", "1", "--probe-views", "1", "--no-frozen-baseline"]
+    soundfile.write(tmp_path / "room.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 160_000), 16_000)
+    places = ["--background", background.name, "--background", tmp_path / "room.wav"]
     monkeypatch.chdir(background.parent)
-    code, _, err = confit(
-        "train", os.path.relpath(small), "-o", tmp_path / "run", "--background", background.name, *options
-    )
+    code, _, err = confit("train", os.path.relpath(small), "-o", tmp_path / "run", *places, *options)
     assert code == 0, err
-    assert "\nbackground: 19.6 s for training, 8.4 s for thresholds (the end of each recording)\n" in err
+    ends = ", ".join(f"the end of each recording of {place}" for place in (background.name, tmp_path / "room.wav"))
+    assert f"\nbackground: 26.6 s for training, 11.4 s for thresholds ({ends})\n" in err
+    recorded = json.loads((tmp_path / "run" / "run.json").read_bytes())["recipe"]["background"]
+    assert recorded == [str(background), str(tmp_path / "room.wav")]
     monkeypatch.chdir(tmp_path)
+    code, _, err = confit("export", "run", "-o", "model.onnx", "--background", tmp_path / "room.wav")
+    assert code == 2
+    assert "--background is given 1 time, but run was trained with 2: " in err
     code, _, err = confit("export", "run", "-o", "model.onnx", "--no-quantize", "--json")
     assert code == 0, err
     assert load(tmp_path / "model.onnx").contract.unknown_label == "unknown"

@@ -57,7 +57,7 @@ def test_help_shows_every_default() -> None:
         if key in SETTLED:
             assert SETTLED[key] in helps[key], key
         else:
-            assert defaults == ([] if field.default is None else [written(field.default)]), key
+            assert defaults == ([] if field.default in (None, ()) else [written(field.default)]), key
 
 
 def written(default: Any) -> str:
@@ -68,7 +68,7 @@ def written(default: Any) -> str:
 
 
 def test_a_recipe_survives_plain_data_and_a_file(tmp_path: Path) -> None:
-    recipe = Recipe(objective="finetune", lr=(1e-4, 1e-3), background="noise", epochs=3, strict=True, window=2)
+    recipe = Recipe(objective="finetune", lr=(1e-4, 1e-3), background=("noise",), epochs=3, strict=True, window=2)
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
     import yaml
 
@@ -82,6 +82,16 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     path.write_text("epochs: 3\nseed: 5  # a comment\nlr: [0.001, 0.002]\n")
     assert Recipe.from_file(path, epochs=9) == Recipe(epochs=9, seed=5, lr=(0.001, 0.002))
     assert Recipe.from_file(path, lr=[0.1]).lr == (0.1,)
+
+
+def test_background_and_others_may_be_one_place_or_several(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    for text, places in (("rooms", ("rooms",)), ("[rooms, noise]", ("rooms", "noise")), ("", ())):
+        path.write_text(f"background: {text}\nothers: {text}\n")
+        assert Recipe.from_file(path) == Recipe(background=places, others=places)
+    path.write_text("background: [rooms, 3]\n")
+    with pytest.raises(UsageError, match=r"'background' has the value .* wrong type"):
+        Recipe.from_file(path)
 
 
 @pytest.mark.parametrize("text", ["5e-4", "5.0e-4", "0.0005", "5E-4", "[5e-4]"])
@@ -121,6 +131,7 @@ def wrong(annotation: Any) -> list[Any]:
         for key, hint in typing.get_type_hints(Recipe).items()
         for value in wrong(hint)
         if (key, value) != ("freeze", 1)  # a number of layers, written as a number
+        and not (key in ("others", "background") and value in ("fast", None))  # one place, and none
     ],
     ids=lambda part: str(part),
 )

@@ -213,6 +213,31 @@ def test_each_kind_of_background_is_learnt_and_kept(
     assert len(corpus.background_train) + len(corpus.background_val) == len(every)
 
 
+def test_background_of_several_places_is_all_learnt_and_each_place_divided_by_itself(
+    manifest: Path, tmp_path: Path
+) -> None:
+    """A user's few recordings of a room are cut, although next to them are enough files to keep whole ones."""
+    for at in range(10):
+        noise(tmp_path / "noise" / f"radio-{at}.wav", at, seconds=2)
+    for at in range(2):
+        noise(tmp_path / "rooms" / f"kitchen-{at}.wav", 20 + at, seconds=10)
+    shutil.copy(tmp_path / "noise" / "radio-0.wav", tmp_path / "rooms" / "copy.wav")
+    places = [tmp_path / "noise", tmp_path / "rooms"]
+    alone = [read_corpus(manifest, rate=RATE, seed=0, background=place) for place in places]
+    both = read_corpus(manifest, rate=RATE, seed=0, background=places)
+    lengths = [[len(pcm) // RATE for pcm in part] for part in (both.background_train, both.background_val)]
+    assert lengths == [[2] * 7 + [7] * 2, [2] * 3 + [3] * 2]
+    assert both.background_kept == (
+        *(str(places[0] / name) for name in alone[0].background_kept), f"the end of each recording of {places[1]}"
+    )  # fmt: skip
+    assert (
+        f"--background {places[1]}: left out {places[1] / 'copy.wav'}: the same sound as another recording"
+        in both.notes
+    )
+    again = read_corpus(manifest, rate=RATE, seed=0, background=[places[0], places[0]])
+    assert again.fingerprint == alone[0].fingerprint
+
+
 def test_the_same_sound_under_two_labels_is_found(tmp_path: Path) -> None:
     rows = ["path,label,group"]
     for number, label in enumerate("xyxyxyx"):

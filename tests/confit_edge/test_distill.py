@@ -305,7 +305,7 @@ def test_unlabelled_sound_changes_what_is_learnt(student: Encoder, few: Corpus, 
 def test_a_student_inherits_what_describes_the_data_and_no_more() -> None:
     teacher = Recipe(encoder="ge2e", window=1.6, seed=7, label_column="word", snr_high=20.0, lr=(1e-4,), epochs=3,
                      lora_rank=0, freeze="features", loss="triplet", mining="none", group_column="who", split_by="label",
-                     others="words", background="noise", trim=False)  # fmt: skip
+                     others=("words",), background=("noise",), trim=False)  # fmt: skip
     settings_given = {"encoder": "speech-embedding", "epochs": 5, "similarity_weight": 2, "snr_high": 10.0}
     recipe, lesson = student_recipe(teacher, settings_given, "here")
     assert lesson == Lesson(similarity_weight=2)

@@ -42,11 +42,11 @@ OWN = manifest_of(("marvin", "ann", "train"), ("marvin", "bob", "val"), ("marvin
 
 
 def test_the_words_that_ship_serve_but_for_ones_own() -> None:
-    others, notes = read_others("words", OWN)
+    others, notes = read_others(["words"], OWN)
     assert notes == ["--others words: left out marvin, which your classes include"]
     assert len(others) == 29 * 54
     assert "marvin" not in {clip.label for clip in others}
-    result = with_others(OWN, others, place="words", seed=0)
+    result = with_others(OWN, others, places=["words"], seed=0)
     assert result.clips[:3] == OWN.clips
     word_of = {clip.path: clip.label for clip in others}
     splits: dict[str, set[str | None]] = defaultdict(set)
@@ -62,7 +62,7 @@ def test_the_words_that_ship_serve_but_for_ones_own() -> None:
     sizes = Counter(clip.split for clip in result.clips[3:])
     assert sizes["train"] > 400
     assert min(sizes.values()) >= 30
-    assert with_others(OWN, others, place="words", seed=1) != result
+    assert with_others(OWN, others, places=["words"], seed=1) != result
 
 
 @settings(max_examples=60, deadline=None)
@@ -74,7 +74,7 @@ def test_no_group_and_of_many_labels_none_is_in_two_splits(clips: list[tuple[str
     own = manifest_of(("x", "1", "train"), ("x", "2", "val"), ("y", "1", "train"), ("y", "2", "val"))
     others = others_of(*clips)
     try:
-        result = with_others(own, others, place="there", seed=seed)
+        result = with_others(own, others, places=["there"], seed=seed)
     except UsageError:  # too few are told of below
         return
     label_of = {clip.path: clip.label for clip in others}
@@ -94,7 +94,7 @@ def test_no_group_and_of_many_labels_none_is_in_two_splits(clips: list[tuple[str
 
 def test_clips_of_many_labels_that_are_groups_of_their_own_are_all_used() -> None:
     others = others_of(*((f"word {at % 10}", f"own {at}", None) for at in range(100)))
-    result = with_others(OWN, others, place="there", seed=0)
+    result = with_others(OWN, others, places=["there"], seed=0)
     assert len(result) == 103
     sizes = Counter(clip.split for clip in result.clips[3:])
     assert [sizes[split] for split in SPLITS] == [60, 20, 20]
@@ -102,23 +102,23 @@ def test_clips_of_many_labels_that_are_groups_of_their_own_are_all_used() -> Non
 
 def test_of_clips_with_several_labels_the_others_have_none() -> None:
     own = manifest_of(("a", "1", "train"), ("b", "2", "val"), multi_label=True)
-    result = with_others(own, others_of(("c", "3", None), ("c", "4", None)), place="there", seed=0)
+    result = with_others(own, others_of(("c", "3", None), ("c", "4", None)), places=["there"], seed=0)
     assert [clip.labels for clip in result.clips[2:]] == [(), ()]
 
 
 def test_too_few_others_are_wrong_usage(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--others there: leaves no clip for val \(2 clips in 1 group\)"):
-        with_others(OWN, others_of(("c", "3", None), ("c", "3", None)), place="there", seed=0)
+        with_others(OWN, others_of(("c", "3", None), ("c", "3", None)), places=["there"], seed=0)
     with pytest.raises(UsageError, match=r"no such file or folder \(for --others"):
-        read_others(str(tmp_path / "nowhere"), OWN)
+        read_others([str(tmp_path / "nowhere")], OWN)
     with pytest.raises(UsageError, match=r"^word: no such file or folder \(for --others\); did you mean words\?$"):
-        read_others("word", OWN)
+        read_others(["word"], OWN)
     (tmp_path / "noises").mkdir()
     with pytest.raises(UsageError, match=rf"; did you mean {re.escape(str(tmp_path / 'noises'))}\?$"):
-        read_others(str(tmp_path / "noise"), OWN)
+        read_others([str(tmp_path / "noise")], OWN)
     noise(tmp_path / "Marvin" / "a.wav", 0)
     with pytest.raises(UsageError, match="all its clips are of your own classes"):
-        read_others(str(tmp_path), OWN)
+        read_others([str(tmp_path)], OWN)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_too_few_others_are_wrong_usage(tmp_path: Path) -> None:
 )
 def test_a_class_that_may_be_one_of_the_others_by_another_name_is_reported(name: str, suspect: str) -> None:
     """It would be learnt as its class and as unknown."""
-    _, notes = read_others("words", manifest_of((name, "ann", "train"), (name, "bob", "val")))
+    _, notes = read_others(["words"], manifest_of((name, "ann", "train"), (name, "bob", "val")))
     assert [note.split(" are learnt")[0].split(" of ")[-1] for note in notes] == [suspect] * bool(suspect)
 
 
@@ -143,13 +143,27 @@ def test_a_recording_of_minutes_is_no_clip_of_others(tmp_path: Path) -> None:
 def test_folders_are_labels_and_groups_and_loose_files_neither(tmp_path: Path) -> None:
     for at, name in enumerate(("loose.wav", "talk/a.wav", "talk/ann/b.wav", "talk/ann/c.wav")):
         noise(tmp_path / name, at)
-    found = {clip.path.name: (clip.label, clip.group) for clip in read_others(str(tmp_path), OWN)[0]}
+    found = {clip.path.name: (clip.label, clip.group) for clip in read_others([str(tmp_path)], OWN)[0]}
     assert found == {
         "loose.wav": ("loose.wav", "loose.wav"),
         "a.wav": ("talk", "talk/a.wav"),
         "b.wav": ("talk", "ann"),
         "c.wav": ("talk", "ann"),
     }
+
+
+def test_others_of_several_places_are_each_used_once(tmp_path: Path) -> None:
+    for at in range(12):
+        noise(tmp_path / "own" / "marvin" / f"{at}.wav", at)
+        noise(tmp_path / "mine" / "talk" / f"{at}.wav", 100 + at)
+    alone = read_corpus(tmp_path / "own", others="words", rate=RATE, seed=0)
+    both = read_corpus(
+        tmp_path / "own", others=["words", str(tmp_path / "mine"), tmp_path / "mine" / "talk"], rate=RATE, seed=0
+    )
+    mine = [clip.path for clip in both.manifest.clips if clip.path.parent == tmp_path / "mine" / "talk"]
+    assert len(mine) == len(set(mine)) == 12
+    assert len(both.manifest) > len(alone.manifest)
+    assert "--others words: left out marvin, which your classes include" in both.notes
 
 
 def test_a_word_alone_is_a_corpus_with_others(tmp_path: Path, cut: Callable[..., Path]) -> None:

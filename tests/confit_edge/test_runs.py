@@ -74,7 +74,7 @@ def test_a_run_records_what_it_was_trained_on(run_path: Path, manifest: Path, ba
     assert info["data"]["groups"] == {"train": 6, "val": 3, "test": 3}
     assert (info["data"]["background_train_s"], info["data"]["background_val_s"]) == (19.6, 8.4)
     assert info["data"]["manifest"] == str(manifest)
-    assert info["recipe"]["background"] == str(background)
+    assert info["recipe"]["background"] == [str(background)]
     assert info["classes"] == ["happy", "marvin", "seven", "stop", "yes", "unknown"]
     assert info["versions"]["torch"] == torch.__version__
     assert set(info["recipe"]) == set(Recipe().to_dict())
@@ -235,7 +235,7 @@ def test_clips_with_several_labels_train_and_get_probes(
         for path, label, group in zip(clips.paths, clips.labels, clips.groups, strict=True):
             rows.append(f"{path},{labels[corpus.classes[label]]},{group},{split}")
     (tmp_path / "m.csv").write_text("\n".join(rows))
-    noise = str(background) if noisy else None
+    noise = (str(background),) if noisy else ()
     recipe = Recipe(objective=objective, epochs=1, soup=1, probe_views=1, frozen_baseline=False, background=noise)
     train(tmp_path / "m.csv", tmp_path / "run", recipe)
     found = read_run(tmp_path / "run")
@@ -488,9 +488,9 @@ def test_a_recipe_means_the_same_in_any_folder(tmp_path: Path, monkeypatch: pyte
     for name in ("checkpoint", "ge2e"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
-    settled_recipe = resolved_recipe(Recipe(encoder="./checkpoint", background="hum"), torch.device("cpu"))
+    settled_recipe = resolved_recipe(Recipe(encoder="./checkpoint", background=("hum",)), torch.device("cpu"))
     assert settled_recipe.encoder == str(tmp_path / "checkpoint")
-    assert settled_recipe.background == str(tmp_path / "hum")
+    assert settled_recipe.background == (str(tmp_path / "hum"),)
     for name in ("ge2e", "openai/whisper-tiny"):  # what ships goes before a folder of its name
         assert resolved_recipe(Recipe(encoder=name), torch.device("cpu")).encoder == name
     assert encoder_label(settled_recipe.encoder) == "checkpoint"

@@ -60,7 +60,7 @@ def test_the_demo_reports_its_time_and_where_possible_its_memory() -> None:
 
 @pytest.mark.parametrize("order", [("bad", "long"), ("long", "bad")])
 def test_an_error_of_one_training_ends_the_other(manifest: Path, tmp_path: Path, order: tuple[str, str]) -> None:
-    both = {"bad": Recipe(epochs=1, background=str(tmp_path / "nowhere")), "long": Recipe(epochs=10_000)}
+    both = {"bad": Recipe(epochs=1, background=(str(tmp_path / "nowhere"),)), "long": Recipe(epochs=10_000)}
     started = time.monotonic()
     with pytest.raises(UsageError, match="nowhere"):
         train_all(manifest, tmp_path / "runs", {name: both[name] for name in order}, None)

@@ -169,7 +169,7 @@ def test_isotropy_reads_what_was_trained_before(
             tmp_path / "no",
             seeds=1,
             earlier=[folder / "classes"],
-            places={"background": tmp_path},
+            places={"background": [str(tmp_path)]},
         )
     with pytest.raises(UsageError, match="only isotropy reads earlier runs and studies"):
         prepare(find("shots"), source_of(tones, recipe), tmp_path / "no", seeds=1, earlier=[folder / "classes"])
@@ -231,11 +231,11 @@ def test_isotropy_takes_the_new_location_of_a_runs_background(
     source, study = source_of(manifest, recipe), find("isotropy")
     with pytest.raises(UsageError, match=r"is missing; give its current path \(--background\)"):
         prepare(study, source, tmp_path / "out", seeds=1, earlier=[lost])
-    moved = prepare(study, source, tmp_path / "out", seeds=1, earlier=[lost], places={"background": now})
+    moved = prepare(study, source, tmp_path / "out", seeds=1, earlier=[lost], places={"background": [str(now)]})
     shutil.copytree(background, there)
     assert list(prepare(study, source, tmp_path / "out", seeds=1, earlier=[lost]).trials) == list(moved.trials)
     with pytest.raises(UsageError, match=r"was used to train .*; leave it out"):
-        prepare(study, source, tmp_path / "out", seeds=1, earlier=[lost], places={"others": now})
+        prepare(study, source, tmp_path / "out", seeds=1, earlier=[lost], places={"others": [str(now)]})
 
 
 def test_isotropy_judges_no_run_on_what_it_may_have_learnt(tones: Path, recipe: Recipe, tmp_path: Path) -> None:
@@ -407,7 +407,7 @@ def test_the_cost_of_hearing_the_background_is_once_a_trial_and_of_no_clip(
         monkeypatch.setattr(module, "embed_background", counted)
     monkeypatch.setattr(cost, "fit", lambda *args, **options: None)
     monkeypatch.setattr(cost.time, "process_time", lambda: seconds)
-    planned = plan("temperature", tones, replace(recipe, background=str(tmp_path / "noise.wav")), tmp_path / "out")
+    planned = plan("temperature", tones, replace(recipe, background=(str(tmp_path / "noise.wav"),)), tmp_path / "out")
     assert set(planned.cost.values()) == {100}
     planned = plan("dimensions", tones, planned.source.recipe, tmp_path / "deaf")
     assert set(planned.cost.values()) == {0}

@@ -385,7 +385,7 @@ def test_a_failed_gate_names_the_layers_to_blame_and_leaves_no_file_but_an_older
     assert (tmp_path / "words.onnx").read_bytes() == last_good
 
 
-def test_only_a_model_of_the_same_run_is_replaced(run: Run, exports: dict[str, Exported], tmp_path: Path) -> None:
+def test_only_a_model_with_a_class_of_the_run_is_replaced(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "words.onnx"
     check_replaceable(out, run)
     tiny_model.build(out)  # of low, mid and unknown
@@ -547,14 +547,14 @@ def test_data_that_changed_or_moved_is_noticed(run: Run, manifest: Path, tmp_pat
     with pytest.raises(UsageError, match=r"gone\.csv.*--data"):
         run_corpus(moved_run)
     assert run_corpus(moved_run, manifest).fingerprint == run.info.data["fingerprint"]
-    lost = replace(run, recipe=replace(run.recipe, background=str(tmp_path / "lost")))
+    lost = replace(run, recipe=replace(run.recipe, background=(str(tmp_path / "lost"),)))
     with pytest.raises(UsageError, match=r"lost: the --background that .* is missing; give its current path"):
         run_corpus(lost)
-    shutil.copytree(str(run.recipe.background), tmp_path / "found")
-    (found,) = with_current_paths([lost], background=tmp_path / "found")
+    shutil.copytree(run.recipe.background[0], tmp_path / "found")
+    (found,) = with_current_paths([lost], background=[str(tmp_path / "found")])
     assert run_corpus(found).fingerprint == run.info.data["fingerprint"]
     with pytest.raises(UsageError, match=r"no --others was used to train .*; leave it out"):
-        with_current_paths([run], others=tmp_path)
+        with_current_paths([run], others=[str(tmp_path)])
     fewer = tmp_path / "fewer.csv"
     rows = manifest.read_text().splitlines()
     fewer.write_text("\n".join([rows[0], *(f"{manifest.parent}/{row}" for row in rows[1:-1])]))

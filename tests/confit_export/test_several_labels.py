@@ -43,7 +43,7 @@ def several_run(corpus: Corpus, background: Path, tmp_path_factory: pytest.TempP
         for path, label, group in zip(clips.paths, clips.labels, clips.groups, strict=True):
             rows.append(f"{path},{LABELS[corpus.classes[label]]},{group},{split}")
     (folder / "m.csv").write_text("\n".join(rows))
-    recipe = Recipe(epochs=1, soup=1, probe_views=1, frozen_baseline=False, background=str(background))
+    recipe = Recipe(epochs=1, soup=1, probe_views=1, frozen_baseline=False, background=(str(background),))
     train(folder / "m.csv", folder / "run", recipe)
     return runs.read_run(folder / "run")
 

@@ -216,7 +216,7 @@ def test_several_labels_are_all_true_of_their_clip(corpus: Corpus, background: P
         for path, label, group in zip(clips.paths, clips.labels, clips.groups, strict=True):
             rows.append(f"{path},{labels[corpus.classes[label]]},{group},{split}")
     (tmp_path / "m.csv").write_text("\n".join(rows))
-    recipe = Recipe(epochs=1, soup=1, probe_views=1, frozen_baseline=False, background=str(background))
+    recipe = Recipe(epochs=1, soup=1, probe_views=1, frozen_baseline=False, background=(str(background),))
     train(tmp_path / "m.csv", tmp_path / "run", recipe)
     run = runs.read_run(tmp_path / "run")
     exported = export_run(run, runs.run_corpus(run), tmp_path / "several.onnx", quantize=False, say=lambda line: None)

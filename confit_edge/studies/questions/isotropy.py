@@ -54,9 +54,12 @@ def plan_from(earlier: list[Path], corpus: Corpus, recipe: Recipe, places: Place
     Raises UsageError if a folder is neither, or if its clips or splits differ from those of `corpus`.
     """
     read = {path: runs.read_run(path) for path in earlier if not (path / HEADER).is_file()}
-    if not read and (given := [key for key, place in places.items() if place is not None]):
+    if not read and (given := [key for key, given in places.items() if given]):
         raise UsageError(f"--{given[0]} applies to runs, and --from names only studies; leave it out")
-    found = dict(zip(read, runs.with_current_paths(list(read.values()), **places), strict=True))
+    moved = runs.with_current_paths(
+        list(read.values()), background=places.get("background", []), others=places.get("others", [])
+    )
+    found = dict(zip(read, moved, strict=True))
     trials: list[Trial] = []
     for path in earlier:
         if path not in read:
@@ -110,7 +113,7 @@ def _check_not_learnt(run: runs.Run, corpus: Corpus) -> None:
         raise UsageError(
             f"{run.path}: was trained on another split of the clips of {corpus.manifest.source}, or with other clips among them,"
             " so it may have trained on test clips; give --data the run's manifest with its splits, and a --recipe with its seed"
-            f" ({run.recipe.seed}) and others ({run.recipe.others or 'none'})"
+            f" ({run.recipe.seed}) and others ({', '.join(run.recipe.others) or 'none'})"
         )
 
 
