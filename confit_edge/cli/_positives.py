@@ -1,4 +1,4 @@
-"""The clips given to `calibrate` as --positives, and what the model hears in them."""
+"""Clips of a model's sounds, for `calibrate --positives` and `evaluate`, and what the model hears in them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,13 @@ from confit_runtime.calibration import Positive, firing_label_indices, score_pos
 from confit_runtime.contract import Contract
 from confit_runtime.errors import UsageError, clip_errors
 from confit_runtime.formatting import format_count, format_list
+from confit_runtime.labels import LabelledRecording, csv_columns, has_label_file
 from confit_runtime.model import Model
 from confit_runtime.recordings import clip_rows
+from confit_runtime.scoring import SoundEvent
+from confit_runtime.sources.files import find_sound_files
+
+TABLE_SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".pq")  # of manifests that are not CSV
 
 
 def read_positives(
@@ -28,23 +33,14 @@ def read_positives(
     UsageError, and AudioError on a clip that cannot be opened as sound, before the hours of work.
     """
     wanted = [contract.labels[place] for place in firing_label_indices(contract)]
-    column, group_by = label_column or "label", group_column or "group"
-    columns, rows = read_table(source, {"path", column, "labels", group_by, "split"})
-    check_not_times(source, columns)
-    if column == "label" and "label" not in columns and "labels" in columns:
-        column = "labels"
-    check_columns(source, columns, column, group_by)
-    folder, found = source if source.is_dir() else source.parent, list[Clip]()
-    several, others = 0, Counter[str]()
-    for where, row in rows:
-        labels = labels_of(row[column], column, f"{source}, {where}")
-        if len(labels) > 1 and not contract.multi_label:
+    found, several, others = list[Clip](), 0, Counter[str]()
+    for clip in _read_clips(source, label_column, group_column):
+        if len(clip.labels) > 1 and not contract.multi_label:
             several += 1
-        elif set(labels).isdisjoint(wanted):
-            others["|".join(labels) or "no label"] += 1
+        elif set(clip.labels).isdisjoint(wanted):
+            others["|".join(clip.labels) or "no label"] += 1
         else:
-            group, split = str(row.get(group_by) or row["path"]), str(row.get("split") or "").strip() or None
-            found.append(Clip((folder / str(row["path"])).absolute(), labels, group, split))
+            found.append(clip)
     if several:
         say(
             f"{source}: left out {format_count(several, 'clip')} with several labels, because {contract.name}"
@@ -69,6 +65,57 @@ def read_positives(
             " narrow if a speaker or recording gave several; add a column `group`, or name one with --group-column"
         )
     return found
+
+
+def _read_clips(source: Path, label_column: str | None, group_column: str | None) -> list[Clip]:
+    """The clips of a manifest or of a folder with one sub-folder per label. Raises UsageError."""
+    column, group_by = label_column or "label", group_column or "group"
+    columns, rows = read_table(source, {"path", column, "labels", group_by, "split"})
+    check_not_times(source, columns)
+    if column == "label" and "label" not in columns and "labels" in columns:
+        column = "labels"
+    check_columns(source, columns, column, group_by)
+    folder, found = source if source.is_dir() else source.parent, list[Clip]()
+    for where, row in rows:
+        labels = labels_of(row[column], column, f"{source}, {where}")
+        group, split = str(row.get(group_by) or row["path"]), str(row.get("split") or "").strip() or None
+        found.append(Clip((folder / str(row["path"])).absolute(), labels, group, split))
+    return found
+
+
+def holds_clips(source: Path) -> bool:
+    """Whether `source` holds labelled clips, as a manifest does, rather than recordings in which sounds are labelled.
+
+    A folder holds clips if it has sub-folders with sound, and no recording has a label file next to it.
+    """
+    if source.is_dir():
+        sounds = find_sound_files(source)
+        return any(sound.parent != source for sound in sounds) and not any(map(has_label_file, sounds))
+    if source.suffix.lower() != ".csv" or not source.is_file():
+        return source.suffix.lower() in TABLE_SUFFIXES
+    columns = csv_columns(source)  # a start by another name is a mistake in a table of recordings, not a manifest
+    return ("label" in columns or "labels" in columns) and not any(name.startswith("start") for name in columns)
+
+
+def clips_as_recordings(source: Path, contract: Contract) -> list[LabelledRecording]:
+    """The clips of a manifest or of a class folder as recordings of one sound each, from their beginning to their end.
+
+    If there are clips of test, only those. Raises UsageError, and AudioError on a clip that cannot be opened as sound.
+    """
+    wanted = [contract.labels[place] for place in firing_label_indices(contract)]
+    clips, recordings = _read_clips(source, None, None), list[LabelledRecording]()
+    if not clips:
+        raise UsageError(f"{source}: lists no clips")
+    manifests = sorted(source.glob("manifest.*"))  # of a folder
+    if manifests and _labels(clips).isdisjoint(wanted):
+        raise UsageError(
+            f"{source}: none of its sub-folders is a label of the model; to use its manifest, give {manifests[0]}"
+        )
+    for clip in _select_test_clips(source, clips, wanted, ""):
+        seconds = sound_seconds(clip.path)
+        sounds = [SoundEvent(label, 0.0, seconds) for label in clip.labels]
+        recordings.append(LabelledRecording(clip.path, seconds, sounds, {clip.group}))
+    return recordings
 
 
 def _select_test_clips(source: Path, clips: list[Clip], wanted: Sequence[str], asked: str) -> list[Clip]:

@@ -1,4 +1,4 @@
-"""`confit-edge evaluate`: measure a model on long labelled recordings."""
+"""`confit-edge evaluate`: measure a model on labelled recordings or clips."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="LABELLED",
-            help="A CSV (path,start_s,end_s,label), or a folder of recordings with Audacity's labels next to them.",
+            help="Recordings: a CSV (path,start_s,end_s,label), or a folder with Audacity's labels next to them. Or clips: a"
+            " manifest, or a folder with one sub-folder per label.",
         ),
     ],
     threshold: Annotated[
@@ -45,7 +46,7 @@ def evaluate(
     confidence: Annotated[float, typer.Option(metavar="SHARE", help="Confidence of the intervals.")] = 0.95,
     json: Json = False,
 ) -> None:
-    """Measure false accepts and misses on labelled recordings.
+    """Measure false accepts and misses on labelled recordings or clips.
 
     It prints false accepts per hour, false rejects by label and by signal-to-noise ratio, latency, and what fired for what.
     The model listens as `listen` does, with the thresholds of its device file if it has one.
@@ -60,20 +61,25 @@ def evaluate(
 
     - A CSV with the columns path, start_s, end_s and label (or labels). Paths are relative to the CSV. Overlapping sounds have
       a row each, or one row with their labels joined by a vertical bar (owl|crow). A recording without any of the model's
-      sounds is a row with only its path.
+      sounds is a row with only its path, and a CSV of only such recordings needs no other column.
     - A folder with Audacity labels: File > Export > Export Labels writes name.txt; keep it next to name.wav.
 
     A sound to be found needs a start and an end. Labels of other sounds show what caused a false accept; a recording may have
     only such labels.
 
+    Clips are played one by one, each between silences, as a device hears a sound in a quiet room. Of a manifest with splits,
+    only the test clips count. A detection in a clip of another label is a false accept.
+
     Examples:
 
         confit-edge evaluate words.onnx kitchen/labels.csv
+        confit-edge evaluate words.onnx clips/
         confit-edge evaluate words.onnx kitchen/ --json
         confit-edge evaluate words.onnx kitchen/ --threshold yes=0.8
 
     Next: `confit-edge calibrate` if it fires too often, or `confit-edge train` with more clips if it misses too much.
     """
+    from confit_edge.cli._positives import clips_as_recordings, holds_clips
     from confit_runtime import load
     from confit_runtime.evaluation import evaluate_recording
     from confit_runtime.evaluation_report import summarise
@@ -86,9 +92,11 @@ def evaluate(
     loaded = with_thresholds(load(model), general, own)
     check_fire(own, [loaded])
     check_labels(model, loaded.contract.can_fire, "nothing to evaluate")
+    clips = holds_clips(labelled)
     with failed_clip_reported(json):
-        recordings = read_labelled(labelled)
-    check_duplicate_recordings([recording.path for recording in recordings])
+        recordings = clips_as_recordings(labelled, loaded.contract) if clips else read_labelled(labelled)
+    if not clips:
+        check_duplicate_recordings([recording.path for recording in recordings])
     _check_labels(labelled, recordings, loaded.contract)
     warn_about_narrow_clips([recording.path for recording in recordings], loaded)
     whole, done = sum(recording.seconds for recording in recordings), 0.0
@@ -119,7 +127,7 @@ def evaluate(
     if json:
         emit("summary", **report)
     else:
-        _print(report)
+        _print(report, "clip" if clips else "recording")
     if left_out:
         raise typer.Exit(1)
 
@@ -158,17 +166,18 @@ def _check_labels(source: Path, recordings: Sequence[LabelledRecording], contrac
     say(f"{none}; they count as other sounds, and only false accepts are measured")
 
 
-def _print(report: dict[str, Any]) -> None:
+def _print(report: dict[str, Any], noun: str) -> None:
+    """Print the report on recordings, or whatever `noun` calls them."""
     from confit_runtime.intervals import MIN_GROUPS
 
     low, high = report["fa_per_hour_interval"]
-    recordings = format_count(report["recordings"], "recording")
+    recordings = format_count(report["recordings"], noun)
     print(
         f"{format_count(report['false_accepts'], 'false accept')} in {report['hours']:.2f} hours of {recordings}:"
         f" {report['fa_per_hour']:.2f} per hour {format_interval(low, high, '.2f')}"
     )
     if report["failed"]:
-        all_of_them = format_count(report["recordings"] + report["failed"], "recording")
+        all_of_them = format_count(report["recordings"] + report["failed"], noun)
         print(f"incomplete: {report['failed']} of {all_of_them} could not be read; the figures leave them out")
     given = (
         f", except --threshold {' '.join(report['thresholds_of']['given'])}"

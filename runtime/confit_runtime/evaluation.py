@@ -32,10 +32,11 @@ class EvaluatedRecording:
 
     `snr_db` is an estimate for each sound. `latency_s` is the time from a found sound's end until its detection was
     reported, None if it was not found. `others` are labelled sounds that the model does not know, or that are set
-    never to fire.
+    never to fire. Recordings of one `group`, such as clips of one speaker, are not independent of each other.
     """
 
     name: str
+    group: str
     seconds: float
     sounds: list[SoundEvent]
     others: list[SoundEvent]
@@ -71,6 +72,7 @@ def evaluate_recording(
     snr = [ratio for heard, ratio in zip(recording.sounds, power.snr_db(), strict=True) if heard.label in named]
     return EvaluatedRecording(
         str(recording.path),
+        "|".join(sorted(recording.groups)) or str(recording.path),
         taken / rate,
         sounds,
         others,

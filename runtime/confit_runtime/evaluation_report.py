@@ -27,7 +27,7 @@ def summarise(judged: Sequence[EvaluatedRecording], contract: Contract, confiden
         resampled = resampled_interval(accepts, hours, confidence)
         low, high = min(low, resampled[0]), max(high, resampled[1])
     heard = [
-        (sound.label, found, one.name, snr_band(snr))
+        (sound.label, found, one.group, snr_band(snr))
         for one in judged
         for sound, found, snr in zip(one.sounds, one.score.found, one.snr_db, strict=True)
     ]

@@ -45,8 +45,8 @@ def read_labelled(source: Path) -> list[LabelledRecording]:
     """Read labelled recordings from a CSV, a folder, or one sound file.
 
     A CSV has the columns path (relative to the CSV), start_s, end_s and label (or labels). A recording without any
-    sounds is a row whose other columns are empty. Labels joined with a vertical bar count as one sound each, as in
-    manifests.
+    sounds is a row whose other columns are empty; if no recording has any, the CSV may consist of the column path.
+    Labels joined with a vertical bar count as one sound each, as in manifests.
 
     For a folder or a single sound file, the labels of `name.wav` are in `name.txt` as Audacity exports them: start,
     end and label separated by tabs, in seconds. A recording without such a file is treated as containing no sounds; a
@@ -64,12 +64,12 @@ def read_labelled(source: Path) -> list[LabelledRecording]:
         found = [_read_audacity(path) for path in find_clips([source])]
         _check_unshared_label_files(found)
         if not any(recording.sounds for recording in found):
-            tables = sorted(source.glob("*.csv")) if source.is_dir() else []
+            tables = [table for table in sorted(source.glob("*.csv")) if COLUMNS[1] in csv_columns(table)]
             hint = f"; to use a CSV, pass the file itself: {tables[0]}" if tables else ""
             raise UsageError(
                 f"{source}: no label files found (name.txt next to name.wav, as Audacity exports them){hint}"
             )
-        if bare := [recording.path for recording in found if not _audacity_label_file(recording.path).is_file()]:
+        if bare := [recording.path for recording in found if not has_label_file(recording.path)]:
             log.warning(
                 "%s: %d of %d recordings have no label file (first: %s); treating them as having none of the sounds",
                 *(source, len(bare), len(found), bare[0].with_suffix(".txt").name),
@@ -85,11 +85,18 @@ def read_labelled(source: Path) -> list[LabelledRecording]:
     return found
 
 
+def csv_columns(source: Path) -> list[str]:
+    """The column names of a CSV."""
+    text = source.read_text(encoding="utf-8-sig", errors="replace")
+    return [cell.strip() for cell in next(csv.reader(text.splitlines()), [])]
+
+
 def _read_csv(source: Path) -> list[LabelledRecording]:
     rows = csv.reader(io.StringIO(_read_text(source), newline=""))
     header = [cell.strip() for cell in next(rows, [])]
     columns = (*COLUMNS[:-1], LABELS_COLUMN) if LABELS_COLUMN in header and COLUMNS[-1] not in header else COLUMNS
-    if missing := [name for name in columns if name not in header]:
+    only_paths = set(header) - {GROUP_COLUMN} == {"path"}  # of recordings without sounds
+    if not only_paths and (missing := [name for name in columns if name not in header]):
         hint = (
             "; columns must be separated by commas"
             if len(header) == 1 and any(mark in header[0] for mark in ";\t")
@@ -99,7 +106,7 @@ def _read_csv(source: Path) -> list[LabelledRecording]:
             f"{source}: has no column {missing[0]} (needed: {', '.join(COLUMNS)}; found:"
             f" {', '.join(header) or 'none'}){hint}"
         )
-    at = [header.index(name) for name in columns]
+    at = {name: header.index(name) for name in columns if name in header}
     group_at = header.index(GROUP_COLUMN) if GROUP_COLUMN in header else None
     found: dict[str, LabelledRecording] = {}
     for cells in rows:
@@ -109,7 +116,7 @@ def _read_csv(source: Path) -> list[LabelledRecording]:
         if len(cells) > len(header):
             raise LabelError(f"{where}: has {len(cells)} cells, but the header has {len(header)}")
         cells += [""] * (len(header) - len(cells))  # for a recording without sounds, spreadsheets write only the path
-        name, start, end, label = (cells[index].strip() for index in at)
+        name, start, end, label = (cells[at[name]].strip() if name in at else "" for name in columns)
         if not name:
             raise LabelError(f"{where}: path is empty")
         path = source.parent / name
@@ -151,6 +158,11 @@ def _check_unshared_label_files(found: Sequence[LabelledRecording]) -> None:
                 " counts once"
             )
         first[labels] = path
+
+
+def has_label_file(sound: Path) -> bool:
+    """Whether labels as Audacity exports them are next to a sound file."""
+    return _audacity_label_file(sound).is_file()
 
 
 def _audacity_label_file(sound: Path) -> Path:

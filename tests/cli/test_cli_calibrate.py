@@ -19,6 +19,7 @@ import soundfile
 from confit_edge.cli._calibration_report import cautions, lowered_thresholds
 from confit_runtime import load
 from confit_runtime.calibration import LEVELS, FalseAcceptCounts, choose_operating_point
+from confit_runtime.intervals import grouped_share_interval
 from confit_runtime.recordings import Recording
 from tests import tiny_model
 from tests.cli.command import Confit
@@ -503,6 +504,74 @@ def test_sounds_within_recordings_are_no_positives(confit: Confit, sounds: Path,
     quiet = ("--negatives", sounds / "labelled" / "hall.wav", "--positives", tmp_path / "labels.csv")
     code, _, err = confit("calibrate", model, *quiet)
     assert (code, "`confit-edge data cut " in err) == (2, True)
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv", "jsonl"])
+def test_clips_are_evaluated_each_between_silences(
+    confit: Confit, sounds: Path, model: Path, tmp_path: Path, kind: str
+) -> None:
+    """They are found and missed as `calibrate --positives` counts them, and clips of other sounds may fire falsely."""
+    rows = [(path, path.parent.name) for path in sorted((sounds / "clips").glob("*/*.wav"))]
+    soundfile.write(tmp_path / "false.wav", tone(500, 0.3, level=0.3), RATE)  # not what its label says
+    rows.append((tmp_path / "false.wav", "parrot"))
+    source = {"folder": tmp_path / "clips", "csv": tmp_path / "m.csv", "jsonl": tmp_path / "m.jsonl"}[kind]
+    if kind == "folder":
+        shutil.copytree(sounds / "clips", source)
+        shutil.copy(tmp_path / "false.wav", source / "parrot" / "false.wav")
+    elif kind == "csv":
+        source.write_text("path,label\n" + "".join(f"{path},{label}\n" for path, label in rows))
+    else:
+        source.write_text("".join(json.dumps({"path": str(path), "label": label}) + "\n" for path, label in rows))
+    code, out, err = confit("evaluate", model, source, "--json")
+    assert code == 0, err
+    summary = json.loads(out)
+    assert summary["recordings"] == 13
+    assert {label: (row["sounds"], row["missed"]) for label, row in summary["by_label"].items()} == {
+        "low": (4, 1), "mid": (4, 1)
+    }  # fmt: skip
+    low, high = grouped_share_interval([True, False, False, False] * 2, [f"{at}" for at in range(8)], 0.95)
+    assert summary["false_rejects"]["frr_interval"] == [low, high]
+    assert summary["fired_for"] == [{"heard": "low", "was": "parrot", "times": 1}]
+    assert Path(summary["heard_falsely"][0]["file"]).name == "false.wav"
+    code, out, err = confit("evaluate", model, source)
+    assert "1 false accept in 0.00 hours of 13 clips" in out
+
+
+def test_of_a_manifest_the_test_clips_are_evaluated(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:
+    rows = [
+        f"{sounds / 'clips' / label / str(at)}.wav,{label},{('train', 'test')[at % 2]},{'ab'[at // 2]}"
+        for label in ("low", "mid")
+        for at in range(4)
+    ]
+    (tmp_path / "m.csv").write_text("\n".join(["path,label,split,group", *rows]))
+    code, out, err = confit("evaluate", model, tmp_path / "m.csv", "--json")
+    assert code == 0, err
+    rejects = json.loads(out)["false_rejects"]
+    assert rejects["sounds"] == 4
+    assert rejects["frr_interval"] == list(grouped_share_interval([False] * 4, [*"abab"], 0.95))
+    assert "left out 4 clips of other splits than test" in err
+
+
+def test_recordings_without_sounds_need_only_their_paths(
+    confit: Confit, sounds: Path, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "radio.csv").write_text(
+        "path\n" + "".join(f"{sounds / 'negatives' / f'radio-{at}.flac'}\n" for at in range(3))
+    )
+    code, out, err = confit("evaluate", model, tmp_path / "radio.csv", "--json")
+    assert code == 0, err
+    summary = json.loads(out)
+    assert (summary["recordings"], summary["false_accepts"], summary["false_rejects"]) == (3, 0, {"sounds": 0})
+    (tmp_path / "radio.csv").write_text(f"path,begin\n{sounds / 'negatives' / 'radio-0.flac'},1\n")
+    assert "has no column start_s" in confit("evaluate", model, tmp_path / "radio.csv")[2]
+
+
+def test_a_hint_names_only_a_csv_that_can_be_used(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:
+    shutil.copy(sounds / "negatives" / "radio-0.flac", tmp_path)
+    (tmp_path / "manifest.csv").write_text("path,label\nradio-0.flac,low\n")
+    assert confit("data", "cut", tmp_path, "-o", tmp_path / "out")[2].endswith("as Audacity exports them)\n")
+    (tmp_path / "labels.csv").write_text("path,start_s,end_s,label\nradio-0.flac,1,2,low\n")
+    assert f"pass the file itself: {tmp_path / 'labels.csv'}" in confit("evaluate", model, tmp_path)[2]
 
 
 def test_evaluate_at_another_threshold(confit: Confit, sounds: Path, model: Path) -> None:

@@ -202,7 +202,7 @@ def test_a_sound_that_a_recording_begins_with_is_found(model: Model, tmp_path: P
 
 def test_a_false_accept_is_put_down_to_the_sound_that_ends_nearest() -> None:
     sounds, others = [SoundEvent("low", 0.0, 2.1)], [SoundEvent("parrot", 1.9, 2.6)]
-    judged = EvaluatedRecording("x", 9.0, sounds, others, Score([None], []), [0.0], [None])
+    judged = EvaluatedRecording("x", "x", 9.0, sounds, others, Score([None], []), [0.0], [None])
     assert label_during(SoundEvent("high", 2.0, 2.2), judged) == "low"
     assert label_during(SoundEvent("high", 2.3, 2.5), judged) == "parrot"
 
@@ -237,7 +237,7 @@ def test_recordings_are_summed_up_by_the_hour_and_the_intervals_are_of_recording
         falsely = [SoundEvent("mid", 10.0 * at + 5, 10.0 * at + 5.1) for at in range(accepts)]
         score = Score([at if one else None for at, one in enumerate(found)], falsely)
         told = [latency if one else None for one in found]
-        return EvaluatedRecording(name, 3600 * hours, sounds, [], score, [20.0] * len(found), told)
+        return EvaluatedRecording(name, name, 3600 * hours, sounds, [], score, [20.0] * len(found), told)
 
     contract = tiny_model.contract()
     window_s = contract.window / contract.sample_rate
