@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ SHOWN = 5  # labels named in a warning
 HIGH_THRESHOLD = 0.9  # a threshold from which on many clips are missed
 CURVE_HEADER = "margin,fa_per_hour,"  # the start of the curve's CSV
 HARDLY_FIRES = 0.9  # share of a label's clips that are missed
+MOSTLY_MISSED = 0.5  # share of a label's clips, from which on the report shows what lower thresholds would find
+MAX_LOWER = 4  # lower thresholds shown of a label
 FAR_ABOVE = round(1.0 / STEP)  # levels in log odds of 1: this far above all scores, a threshold is too high
 
 
@@ -40,8 +43,9 @@ def report(
     chosen: OperatingPoint,
     heard: Sequence[Positive],
     confidence: float,
+    came_with: Mapping[str, float],
 ) -> dict[str, Any]:
-    """The report of the whole model, and of each label at `places`."""
+    """The report of the whole model, and of each label at `places`; `came_with` are the thresholds before."""
     hours, held_out = float(counts.hours.sum()), int(chosen.held_out.sum())
     fired = np.take_along_axis(counts.events.sum(axis=1), chosen.levels[:, None], axis=1)[:, 0]
     labels: dict[str, dict[str, Any]] = {}
@@ -54,6 +58,18 @@ def report(
             "false_accepts": int(fired[place]),
             **_share([one.level < level for one in own], [one.group for one in own], confidence),
         }
+        if labels[label].get("frr", 0.0) >= MOSTLY_MISSED:
+            lowest = LEVELS[0] if place in chosen.by_hand else min(came_with[label], chosen.bound_thresholds[place])
+            labels[label]["lower_thresholds"] = [
+                {
+                    "threshold": lower,
+                    "frr": sum(one.level < lower for one in own) / len(own),
+                    "false_accepts": int(
+                        counts.events[place, :, np.searchsorted(LEVELS, lower, side="right") - 1].sum()
+                    ),
+                }
+                for lower in _round_thresholds(lowest, level)
+            ]
     missed = [positive.level < labels[positive.label]["threshold"] for positive in heard]
     return {
         "model": contract.name,
@@ -68,6 +84,33 @@ def report(
         "confusions": sum(bool(positive.others) for positive in heard),
         "by_label": labels,
     }
+
+
+def report_by_hand(
+    contract: Contract, labels: Sequence[str], heard: Sequence[Positive], confidence: float
+) -> dict[str, Any]:
+    """The report on thresholds that were set by hand and measured on no recordings: what they miss of clips, if any."""
+    on = {label: contract.thresholds[label]["on"] for label in contract.can_fire}
+    rows = {label: [one for one in heard if one.label == label] for label in labels}
+    missed = [one.level < on[one.label] for one in heard]
+    return {
+        "model": contract.name,
+        **_share(missed, [one.group for one in heard], confidence),
+        "by_label": {
+            label: {
+                "threshold": on[label],
+                **_share([one.level < on[label] for one in own], [one.group for one in own], confidence),
+            }
+            for label, own in rows.items()
+        },
+    }
+
+
+def _round_thresholds(lowest: float, below: float) -> list[float]:
+    """At most `MAX_LOWER` round thresholds from just under `below` down to `lowest`."""
+    tenths = [step / 10 for step in range(9, 0, -1) if lowest - 0.01 <= step / 10 < below]
+    shown = np.linspace(0, len(tenths) - 1, min(MAX_LOWER, len(tenths)))
+    return [tenths[at] for at in shown.round().astype(int)]
 
 
 def _share(missed: Sequence[bool], groups: Sequence[str], confidence: float) -> dict[str, Any]:
@@ -166,6 +209,23 @@ def print_table(contract: Contract, report: dict[str, Any]) -> None:
         label for label, row in report["by_label"].items() if row["fires"] and row.get("frr", 0.0) >= HARDLY_FIRES
     ]:
         say(f"hardly fires any more ({100 * HARDLY_FIRES:g} % or more of its clips are missed): {format_list(deaf)}")
+
+
+def print_lower_thresholds(report: dict[str, Any]) -> None:
+    """Of each label whose clips are mostly missed, print what lower thresholds would miss, and how to set one."""
+    for label, row in report["by_label"].items():
+        if lower := row.get("lower_thresholds"):
+            shown = format_list(
+                [
+                    f"{100 * one['frr']:.0f} % at {one['threshold']:.1f} ({format_count(one['false_accepts'], 'false accept')})"
+                    for one in lower
+                ]
+            )
+            best = min(lower, key=lambda one: one["frr"])  # of equal ones the first, the highest threshold
+            option = quote(f"{label}={best['threshold']:.1f}")
+            say(
+                f"{label}: mostly missed. A lower threshold would miss fewer: {shown}. To set one by hand: --threshold {option}"
+            )
 
 
 def _percent(row: dict[str, Any]) -> str:

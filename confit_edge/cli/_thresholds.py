@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from confit_runtime.describe import format_by_hand
 from confit_runtime.errors import UsageError
 from confit_runtime.names import closest_name, format_known_names, normalise
 
@@ -44,11 +45,15 @@ def parse_holds(options: Sequence[str]) -> Hold:
 
 
 def threshold_origin(contract: Contract) -> dict[str, Any]:
-    """Where the thresholds come from, and for a calibration its file, date, target and bound."""
+    """Where the thresholds come from: for a calibration its file, date, target and bound, and what was set by hand.
+
+    `calibrated` is about the calibration that the labels not set by hand come from, if it was made before.
+    """
     if "device" not in contract.calibration:
         return {"from": "export"}
     report = contract.calibration["device"]
-    known = {key: report[key] for key in ("file", "made", "target_fa_per_hour", "fa_per_hour_bound") if key in report}
+    keys = ("file", "made", "target_fa_per_hour", "fa_per_hour_bound", "by_hand", "calibrated")
+    known = {key: report[key] for key in keys if key in report}
     return {"from": "device file" if "file" in report else "calibrated copy", **known}
 
 
@@ -61,6 +66,13 @@ def threshold_source(thresholds: dict[str, Any]) -> str:
         if "target_fa_per_hour" in thresholds
         else ""
     )
+    if "by_hand" in thresholds:
+        target += f", set by hand: {format_by_hand(thresholds['by_hand'])}"
+    if "calibrated" in thresholds:
+        target += (
+            f"; the others are of an earlier calibration, for {thresholds['calibrated']['target_fa_per_hour']:g} false"
+        )
+        target += " accepts per hour"
     if "file" in thresholds:
         return f"{thresholds['file']}, made on {thresholds['made']}{target}"
     return f"a calibration baked into the model{target}"

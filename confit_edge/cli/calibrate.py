@@ -1,4 +1,4 @@
-"""`confit-edge calibrate`: set thresholds for a target rate of false accepts, with the upper bound they keep."""
+"""`confit-edge calibrate`: set thresholds for a target rate of false accepts with the upper bound they keep, or by hand."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from confit_edge.cli._console import Bar, Json, emit, failed_clip_reported, say
-from confit_edge.cli._thresholds import check_confidence
+from confit_edge.cli._thresholds import FIRE_AT, check_confidence, check_fire, parse_thresholds, with_thresholds
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import check_suffix
+from confit_runtime.formatting import format_count
 from confit_runtime.names import closest_name, format_known_names, normalise
 
 if TYPE_CHECKING:
+    from confit_edge.data.manifest import Clip
     from confit_runtime.contract import Contract
     from confit_runtime.model import Model
 
@@ -22,12 +24,13 @@ if TYPE_CHECKING:
 def calibrate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model file, or the name of a shipped model.")],
     negatives: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             metavar="SOUND",
-            help="Recordings without the model's sounds: files, folders or patterns; may be repeated.",
+            help="Recordings without the model's sounds: files, folders or patterns; may be repeated. Needed unless"
+            " thresholds are only set by hand.",
         ),
-    ],
+    ] = None,
     positives: Annotated[
         Path | None,
         typer.Option(
@@ -62,6 +65,14 @@ def calibrate(
             " device will ever hear, including speech and television.",
         ),
     ] = False,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[LABEL=]VALUE",
+            help=f"Set by hand, not by the target. {FIRE_AT} May be repeated. With --negatives, the other labels are calibrated,"
+            " and the report measures all; without, the other thresholds stay as they are.",
+        ),
+    ] = None,
     confidence: Annotated[float, typer.Option(metavar="SHARE", help="Confidence of the bound.")] = 0.95,
     bake: Annotated[
         Path | None,
@@ -94,12 +105,16 @@ def calibrate(
     It writes MODEL.device.json next to the model, and every program that loads the model reads it. If MODEL is a link and
     only the file it links to has a device file, that one is overwritten.
 
+    --threshold keeps a threshold that you chose, for example one that you tried with `listen --threshold`: it is recorded as
+    set by hand, and promises nothing unless --negatives measure it.
+
     Examples:
 
         confit-edge calibrate words.onnx --negatives radio/ --negatives kitchen.flac
         confit-edge calibrate words.onnx --negatives radio/ --positives test/ --target-fa-per-hour 0.2 --plot det.png
         confit-edge calibrate words.onnx --negatives radio/ --only stop --only seven
         confit-edge calibrate digits --negatives radio/ --bake my-digits.onnx
+        confit-edge calibrate words.onnx --threshold marvin=0.3
 
     Next: `confit-edge evaluate` on labelled recordings, or `confit-edge listen`.
     """
@@ -114,6 +129,8 @@ def calibrate(
         det_curve,
         firing_label_indices,
         on_thresholds,
+        restrict_to_labels,
+        set_by_hand,
         thresholds,
     )
     from confit_runtime.device_file import check_no_device_file, device_path
@@ -122,6 +139,9 @@ def calibrate(
     from confit_runtime.sources import find_clips
 
     _check(target_fa_per_hour, confidence, bake, plot)
+    general, own = parse_thresholds(threshold or [])
+    if not negatives:
+        _check_by_hand(threshold, only, lower, plot)
     if positives is None and (label_column or group_column):
         raise UsageError(
             "--label-column and --group-column are columns of --positives: give --positives too, or leave them out"
@@ -138,10 +158,20 @@ def calibrate(
         raise UsageError(f"--bake {bake}: is the model being calibrated; name another file, or leave --bake out")
     if bake is not None:
         check_no_device_file(bake)
-    paths = find_clips(negatives)
+    if not negatives:  # change the thresholds in force, which another calibration may have set
+        loaded = load(model)
     contract = _only(loaded.contract, only) if only else loaded.contract
+    check_fire(own, [loaded])
+    by_hand = _by_hand(loaded, contract, general, own)
+    came_with = {label: level["on"] for label, level in contract.thresholds.items()}
+    calibrated = restrict_to_labels(contract, set(contract.can_fire) - by_hand.keys())
+    contract = dataclasses.replace(contract, thresholds={**contract.thresholds, **by_hand})
     with failed_clip_reported(json):
         clips = read_positives(positives, contract, label_column, group_column) if positives else []
+    if not negatives:
+        _set_by_hand(loaded, contract, by_hand, clips, confidence, bake, json)
+        return
+    paths = find_clips(negatives)
     with failed_clip_reported(json), Bar(json, before="hours") as bar:
         recordings = score_recordings(
             loaded,
@@ -156,19 +186,23 @@ def calibrate(
 
         show_progress(0.0)
         places, counts = firing_label_indices(contract), count_false_accepts(contract, recordings, show_progress)
-    chosen = choose_operating_point(counts, target_fa_per_hour, confidence)
-    kept = "" if lower else calibration_report.lowered_thresholds(contract, chosen)
+    indices = {contract.labels.index(label): level["on"] for label, level in by_hand.items()}
+    target = target_fa_per_hour if calibrated.can_fire else float("inf")
+    chosen = choose_operating_point(counts.without(indices), target, confidence)
+    kept = "" if lower else calibration_report.lowered_thresholds(calibrated, chosen)
     if not lower:
         chosen = dataclasses.replace(chosen, lowest=on_thresholds(contract))
-    beware = calibration_report.cautions(counts, chosen, contract, recordings)
-    contract = dataclasses.replace(contract, thresholds=thresholds(contract, chosen.thresholds))
+    beware = calibration_report.cautions(counts.without(indices), chosen, calibrated, recordings)
+    chosen = set_by_hand(chosen, counts, indices, confidence)
+    contract = dataclasses.replace(contract, thresholds={**thresholds(contract, chosen.thresholds), **by_hand})
     with failed_clip_reported(json):
         heard = hear(loaded, contract, clips, json)
     report = {
-        **calibration_report.report(contract, places, counts, chosen, heard, confidence),
+        **calibration_report.report(contract, places, counts, chosen, heard, confidence, came_with),
         "target_fa_per_hour": target_fa_per_hour,
         "confidence": confidence,
-        "met": chosen.met,
+        "met": chosen.met and chosen.bound <= target_fa_per_hour,
+        **({"by_hand": {label: level["on"] for label, level in by_hand.items()}} if by_hand else {}),
     }
     curve = det_curve(counts, chosen, contract, heard, confidence)
     if plot is not None:
@@ -187,13 +221,82 @@ def calibrate(
     written = _write(loaded, contract, {**report, "det": curve}, bake)
     if not json:
         calibration_report.print_table(contract, report)
+        calibration_report.print_lower_thresholds(report)
+    if not report["met"]:
+        say(
+            f"warning: with the thresholds set by hand, the bound is {chosen.bound:.2f} false accepts per hour, above the"
+            f" target of {target_fa_per_hour:g}"
+        )
     if kept:
         say(
             f"kept at the threshold the model came with, because these recordings hold too little that sounds like it: {kept}."
             " If they hold everything the device will ever hear, --lower lowers these thresholds, so that fewer sounds are missed"
         )
+    _print_written(written, loaded, bake)
+
+
+def _print_written(written: Path, loaded: Model, bake: Path | None) -> None:
     undo = "" if bake else f"; programs that load {loaded.path.name} use its thresholds until you remove it"
     say(f"wrote {written}{undo}")
+
+
+def _check_by_hand(threshold: list[str] | None, only: list[str] | None, lower: bool, plot: Path | None) -> None:
+    """Raise UsageError for options that need recordings, of a command that names none."""
+    if not threshold:
+        raise UsageError(
+            "--negatives is missing: give recordings without the model's sounds, or set thresholds by hand with --threshold"
+        )
+    for option, given in (("--only", only), ("--lower", lower), ("--plot", plot)):
+        if given:
+            raise UsageError(f"{option}: has no effect without --negatives; leave it out, or give --negatives")
+
+
+def _by_hand(
+    loaded: Model, contract: Contract, general: float | None, own: dict[str, float]
+) -> dict[str, dict[str, float]]:
+    """The thresholds that --threshold sets, as in a contract; `contract` is that of `loaded`, perhaps with --only."""
+    tuned = with_thresholds(loaded, general, own).contract
+    labels = contract.can_fire if general is not None else []
+    named = [label for label in loaded.contract.target_labels if normalise(label) in own]
+    if outside := [label for label in named if label not in contract.can_fire and label in loaded.contract.can_fire]:
+        raise UsageError(f"--threshold {outside[0]}={own[normalise(outside[0])]:g}: is not among the labels of --only")
+    return {label: tuned.thresholds[label] for label in dict.fromkeys([*labels, *named])}
+
+
+def _set_by_hand(
+    loaded: Model,
+    contract: Contract,
+    by_hand: dict[str, dict[str, float]],
+    clips: list[Clip],
+    confidence: float,
+    bake: Path | None,
+    json: bool,
+) -> None:
+    """Write the thresholds of `contract`, some set by hand and measured on no recordings; report what they miss of the clips."""
+    from confit_edge.cli._calibration_report import report_by_hand
+    from confit_edge.cli._positives import hear
+
+    before = loaded.contract.calibration.get("device", {})
+    with failed_clip_reported(json):
+        heard = hear(loaded, contract, clips, json)
+    report = {
+        **report_by_hand(contract, list(by_hand), heard, confidence),
+        "by_hand": {**before.get("by_hand", {}), **{label: level["on"] for label, level in by_hand.items()}},
+    }
+    if json:
+        emit("summary", **report, thresholds=contract.thresholds)
+    else:
+        for label, level in by_hand.items():
+            row = report["by_label"][label]
+            missed = (
+                f", misses {100 * row['frr']:.1f} % of {format_count(row['clips'], 'clip')}" if "frr" in row else ""
+            )
+            print(f"{label}: {level['on']:g} (was {loaded.contract.thresholds[label]['on']:g}){missed}")
+    if "hours" in before or "calibrated" in before:
+        report["calibrated"] = before.get("calibrated") or {
+            key: before[key] for key in ("made", "hours", "target_fa_per_hour", "fa_per_hour_bound") if key in before
+        }
+    _print_written(_write(loaded, contract, report, bake), loaded, bake)
 
 
 def _check(target: float, confidence: float, bake: Path | None, plot: Path | None) -> None:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,12 @@ class FalseAcceptCounts:
     events: Ints
     hours: npt.NDArray[np.float64]
 
+    def without(self, labels: Collection[int]) -> FalseAcceptCounts:
+        """The counts as if these labels, by index, had not fired."""
+        events = self.events.copy()
+        events[list(labels)] = 0
+        return FalseAcceptCounts(events, self.hours)
+
 
 @dataclass(frozen=True)
 class OperatingPoint:
@@ -54,7 +60,8 @@ class OperatingPoint:
     `own [labels]` is each label's level, `margin` the steps by which all are raised, `bound` the upper bound of false
     accepts per hour, and `held_out` the false accepts `[recordings]` it is based on. `met` says whether the bound is
     at most the target; if not, the thresholds are those with no held-out false accept, and `more_hours` are missing.
-    No label goes below its threshold in `lowest [labels]`, which means fewer false accepts than promised.
+    No label goes below its threshold in `lowest [labels]`, which means fewer false accepts than promised. `by_hand` are
+    thresholds that a person chose for some labels, by index.
     """
 
     own: Ints
@@ -64,6 +71,7 @@ class OperatingPoint:
     met: bool
     more_hours: float
     lowest: npt.NDArray[np.float64] | None = None
+    by_hand: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def levels(self) -> Ints:
@@ -73,8 +81,15 @@ class OperatingPoint:
 
     @property
     def thresholds(self) -> npt.NDArray[np.float64]:
+        on = self.bound_thresholds if self.lowest is None else np.maximum(self.bound_thresholds, self.lowest)
+        on[list(self.by_hand)] = list(self.by_hand.values())
+        return on
+
+    @property
+    def bound_thresholds(self) -> npt.NDArray[np.float64]:
+        """The lowest thresholds for which the bound holds, whatever `lowest` and `by_hand` say."""
         on: npt.NDArray[np.float64] = LEVELS[_shift_levels(self.own, self.margin)]
-        return on if self.lowest is None else np.maximum(on, self.lowest)
+        return on
 
 
 def count_false_accepts(
@@ -113,9 +128,7 @@ def choose_operating_point(counts: FalseAcceptCounts, target: float, confidence:
         return found
 
     def bound(margin: int) -> float:
-        found = held_out(margin)
-        exact = poisson_upper(int(found.sum()), total_hours, confidence)
-        return max(exact, resampled_upper(found, hours, confidence))
+        return _upper_bound(held_out(margin), hours, confidence)
 
     highest = len(LEVELS) - 1  # a margin at which nothing ever fires
     met = bound(highest) <= target
@@ -126,6 +139,25 @@ def choose_operating_point(counts: FalseAcceptCounts, target: float, confidence:
         low, high = (low, middle) if bound(middle) <= limit else (middle, high)
     missing_hours = 0.0 if met else -math.log1p(-confidence) / target - total_hours
     return OperatingPoint(own, high, bound(high), held_out(high), met, missing_hours)
+
+
+def set_by_hand(
+    chosen: OperatingPoint, counts: FalseAcceptCounts, by_hand: Mapping[int, float], confidence: float = 0.95
+) -> OperatingPoint:
+    """`chosen` with thresholds that a person chose for some labels, by index, and the bound for all labels together.
+
+    `chosen` must come from counts without these labels. Their thresholds do not depend on the recordings, so their false
+    accepts need not be held out.
+    """
+    changed = dataclasses.replace(chosen, by_hand=dict(by_hand))
+    held_out = chosen.held_out + sum(counts.events[index, :, changed.levels[index]] for index in by_hand)
+    return dataclasses.replace(changed, held_out=held_out, bound=_upper_bound(held_out, counts.hours, confidence))
+
+
+def _upper_bound(false_accepts: Ints, hours: npt.NDArray[np.float64], confidence: float) -> float:
+    """The upper bound of false accepts per hour, from those of each recording."""
+    exact = poisson_upper(int(false_accepts.sum()), float(hours.sum()), confidence)
+    return max(exact, resampled_upper(false_accepts, hours, confidence))
 
 
 def firing_levels(contract: Contract, rows: Floats) -> tuple[Floats, Floats]:
@@ -190,6 +222,7 @@ def det_curve(
     events = counts.events.sum(axis=1)
     for margin in range(-len(LEVELS), len(LEVELS)):
         levels = _shift_levels(chosen.own, margin)
+        levels[list(chosen.by_hand)] = chosen.levels[list(chosen.by_hand)]
         seen = int(np.take_along_axis(events, levels[:, None], axis=1).sum())
         low, high = poisson_interval(seen, hours, confidence)
         point = {"margin": margin * STEP, "fa_per_hour": seen / hours, "fa_low": low, "fa_high": high}

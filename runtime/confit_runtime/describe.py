@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from confit_runtime.contract import Contract
@@ -150,12 +151,19 @@ def _threshold_source(contract: Contract) -> str:
         return "export, not calibrated since" if contract.can_fire else "-"
     report = contract.calibration["device"]
     source = f"{report['file']} of {report['made']}: " if "file" in report else ""
+    by_hand = f"set by hand: {format_by_hand(report['by_hand'])}" if "by_hand" in report else ""
     if "hours" not in report:
-        return f"{source}no calibration report"
+        return f"{source}{by_hand or 'no calibration report'}"
     return (
         f"{source}calibration on {report['hours']:.2f} hours: at most {report['fa_per_hour_bound']:.2g} false accepts per hour"
         f" ({100 * report['confidence']:g} % confidence), target {report['target_fa_per_hour']:g}"
+        + (f"; {by_hand}" if by_hand else "")
     )
+
+
+def format_by_hand(thresholds: Mapping[str, float]) -> str:
+    """Labels with thresholds that a person chose: `marvin=0.3, yes=0.4`."""
+    return format_list([f"{label}={on:g}" for label, on in thresholds.items()])
 
 
 def _cost_rows(cost: dict[str, Any]) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ import soundfile
 from confit_edge.cli._calibration_report import cautions, lowered_thresholds
 from confit_runtime import load
 from confit_runtime.calibration import LEVELS, FalseAcceptCounts, choose_operating_point
-from confit_runtime.intervals import grouped_share_interval
+from confit_runtime.intervals import grouped_share_interval, poisson_upper
 from confit_runtime.recordings import Recording
 from tests import tiny_model
 from tests.cli.command import Confit
@@ -239,6 +239,102 @@ def test_a_curve_is_reported_even_if_the_target_cannot_be_kept(
         assert code == ends
         assert f"wrote {plot} and {plot.with_suffix('.csv')}\n" in err
         assert plot.is_file()
+
+
+def test_a_threshold_set_by_hand_is_kept_and_the_others_stay(confit: Confit, sounds: Path, model: Path) -> None:
+    code, _, err = confit(
+        "calibrate", model, "--negatives", sounds / "negatives", "--target-fa-per-hour", 20, "--lower"
+    )
+    assert code == 0, err
+    before = load(model).contract.thresholds
+    tuned = load(model).with_thresholds({"low": 0.6}).contract.thresholds  # as `listen` tries it
+    assert before["low"]["on"] != 0.6
+    code, out, err = confit("calibrate", model, "--threshold", "low=0.6", "--positives", sounds / "clips")
+    assert code == 0, err
+    assert f"low: 0.6 (was {before['low']['on']:g}), misses 25.0 % of 4 clips\n" in out
+    assert "tiny.device.json" in err
+    after = load(model).contract
+    assert after.thresholds == tuned == {**before, "low": tuned["low"]}
+    assert after.calibration["device"]["by_hand"] == {"low": 0.6}
+    code, out, err = confit("evaluate", model, sounds / "labels.csv")
+    assert "device.json, made on" in out
+    assert ", set by hand: low=0.6; the others are of an earlier calibration, for 20 false accepts per hour\n" in out
+    assert "set by hand: low=0.6" in confit("inspect", model)[1]
+    code, out, _ = confit("calibrate", model, "--threshold", "mid=0.7", "--json")
+    assert code == 0
+    assert json.loads(out)["by_hand"] == {"low": 0.6, "mid": 0.7}
+    assert load(model).contract.calibration["device"]["calibrated"]["target_fa_per_hour"] == 20
+    copy = model.parent / "copy.onnx"
+    assert confit("calibrate", model, "--threshold", 0.8, "--bake", copy)[0] == 0
+    copied = load(copy).contract
+    assert {copied.thresholds[label]["on"] for label in copied.can_fire} == {0.8}
+
+
+def test_a_threshold_set_by_hand_is_measured_and_leaves_the_target_to_the_others(
+    confit: Confit, sounds: Path, model: Path, tmp_path: Path
+) -> None:
+    own = np.tile(np.concatenate([tone(500, 0.3), silence(7)]), 10)  # low fires falsely, ten times
+    soundfile.write(tmp_path / "own.flac", own + hiss(len(own) / RATE, 20)[: len(own)], RATE)
+    arguments = ("calibrate", model, "--negatives", sounds / "negatives", "--target-fa-per-hour", 20, "--json")
+    alone = json.loads(confit(*arguments, "--only", "mid", "--only", "high", "--negatives", tmp_path / "own.flac")[1])
+    code, out, err = confit(*arguments, "--threshold", "low=0.5", "--negatives", tmp_path / "own.flac")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["by_hand"] == {"low": 0.5}
+    assert found["thresholds"]["low"]["on"] == 0.5
+    assert found["thresholds"]["mid"] == alone["thresholds"]["mid"]
+    fired = found["by_label"]["low"]["false_accepts"]
+    assert fired >= 10
+    assert found["false_accepts_held_out"] == alone["false_accepts_held_out"] + fired
+    assert found["fa_per_hour_bound"] >= poisson_upper(fired, found["hours"], 0.95) > 20
+    assert not found["met"]
+    assert "warning: with the thresholds set by hand, the bound is" in err
+    assert found["cautions"] == alone["cautions"]
+
+
+def test_where_clips_are_missed_it_says_what_lower_thresholds_would_find(
+    confit: Confit, sounds: Path, model: Path
+) -> None:
+    arguments = (
+        "calibrate",
+        model,
+        "--negatives",
+        sounds / "negatives",
+        "--positives",
+        sounds / "clips",
+        "--threshold",
+        "low=1",
+    )
+    code, _, err = confit(*arguments, "--target-fa-per-hour", 20)
+    assert code == 0, err
+    assert "low: mostly missed. A lower threshold would miss fewer: " in err
+    assert "25 % at 0.9 (0 false accepts), " in err
+    assert (
+        "25 % at 0.1 (2 false accepts). To set one by hand: --threshold low=0.9\n" in err
+    )  # the highest that finds as many
+    code, out, _ = confit(*arguments, "--target-fa-per-hour", 20, "--json")
+    lower = json.loads(out)["by_label"]["low"]["lower_thresholds"]
+    assert [row["threshold"] for row in lower] == [0.9, 0.6, 0.4, 0.1]
+    assert "lower_thresholds" not in json.loads(out)["by_label"]["mid"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        ("", "--negatives is missing: give recordings"),
+        ("--threshold lo=0.3", "'lo' is not a label"),
+        ("--threshold low=0.3 --only low", "--only: has no effect without --negatives"),
+        ("--threshold low=0", "above 0 and at most 1"),
+        ("--threshold low=0.3 --only mid --negatives {}", "--threshold low=0.3: is not among the labels of --only"),
+    ],
+)
+def test_a_threshold_that_cannot_be_set_by_hand(
+    confit: Confit, sounds: Path, model: Path, arguments: str, fault: str
+) -> None:
+    code, _, err = confit("calibrate", model, *arguments.format(sounds / "negatives").split())
+    assert code == 2
+    assert fault in err
+    assert not (model.parent / "tiny.device.json").exists()
 
 
 def test_only_some_labels_fire(confit: Confit, sounds: Path, model: Path) -> None:
