@@ -472,7 +472,7 @@ def test_a_training_reports_a_label_that_all_its_clips_have(
     manifest = cut(words=("yes", "stop"), voices={"train": 2, "val": 1})
     table = manifest.read_text().replace("path,label", "path,labels")
     manifest.write_text(table.replace(",yes,", ",word|yes,").replace(",stop,", ",word,"))
-    for sound, warned in ((None, True), (background, False)):
+    for sound, warned in (((), True), (background, False)):
         corpus = read_corpus(manifest, rate=16_000, seed=0, background=sound)
         notes = list(remarks(corpus, describe_data(manifest, corpus, 16_000)))
         assert (
@@ -509,7 +509,7 @@ def test_resuming_needs_the_same_recipe_and_the_same_data(cut: Callable[..., Pat
         train(manifest, tmp_path / "run", recipe, watch=stop)
     with pytest.raises(UsageError, match="add --resume"):
         train(manifest, tmp_path / "run", recipe)
-    changed = Recipe(**{**recipe.to_dict(), "lr": (1e-3,), "temperature": 0.2})
+    changed = replace(recipe, lr=(1e-3,), temperature=0.2)
     with pytest.raises(UsageError, match=r"differ: lr \(its own, now 0\.001\), temperature \(0\.1, now 0\.2\)$"):
         train(manifest, tmp_path / "run", changed, resume=True)
     beginning = tmp_path / "run" / "started.json"

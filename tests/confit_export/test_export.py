@@ -388,12 +388,12 @@ def test_a_failed_gate_names_the_layers_to_blame_and_leaves_no_file_but_an_older
 def test_only_a_model_with_a_class_of_the_run_is_replaced(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "words.onnx"
     check_replaceable(out, run)
-    tiny_model.build(out)  # of low, mid and unknown
+    tiny_model.build(out)  # of low, mid and high
     check_replaceable(out, replace(run, info=replace(run.info, classes=["mid", "new", UNKNOWN])))
     for classes in (["owl", "crow", UNKNOWN], ["owl", "crow"]):
         with pytest.raises(UsageError) as refused:
             check_replaceable(out, replace(run, info=replace(run.info, classes=classes)))
-        other = f"words.onnx: already exists, and is a model of other classes (low, mid) than {run.path}; choose"
+        other = f"words.onnx: already exists, and is a model of other classes (low, mid, high) than {run.path}; choose"
         assert other in str(refused.value)
     out.write_bytes(b"a model of another tool")
     with pytest.raises(UsageError, match="already exists, and is not a complete model"):
