@@ -124,6 +124,8 @@ def evaluate(
         "thresholds_of": {**threshold_origin(loaded.contract), **({"given": threshold} if threshold else {})},
         **summarise(judged, loaded.contract, confidence),
     }
+    if clips:  # no noise surrounds them, and nothing says when a microphone would have heard the silence after them
+        report |= {"snr": {}, "latency_s": {}, "latency_from_start_s": {}}
     if json:
         emit("summary", **report)
     else:

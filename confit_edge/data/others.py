@@ -30,7 +30,8 @@ def read_others(places: Sequence[str], manifest: Manifest) -> tuple[list[Clip], 
     notes: list[str] = []
     for place in places:
         found, of_place = _read_place(place, manifest)
-        clips = {**{clip.path: clip for clip in found}, **clips}
+        for clip in found:
+            clips.setdefault(clip.path, clip)
         notes += of_place
     return list(clips.values()), notes
 

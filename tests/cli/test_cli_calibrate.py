@@ -629,6 +629,7 @@ def test_clips_are_evaluated_each_between_silences(
     assert summary["false_rejects"]["frr_interval"] == [low, high]
     assert summary["fired_for"] == [{"heard": "low", "was": "parrot", "times": 1}]
     assert Path(summary["heard_falsely"][0]["file"]).name == "false.wav"
+    assert summary["snr"] == summary["latency_s"] == {}
     code, out, err = confit("evaluate", model, source)
     assert "1 false accept in 0.00 hours of 13 clips" in out
 
