@@ -59,6 +59,7 @@ doctor --source scenes/a.wav
 inspect tiny.onnx --no-measure
 evaluate tiny.onnx scenes/a.wav
 calibrate tiny.onnx --negatives bell.wav --positives clips --target-fa-per-hour 100000
+calibrate tiny.onnx --threshold 0.5
 data check clips
 data split clips -o split.csv
 data cut scenes/a.wav -o cut
