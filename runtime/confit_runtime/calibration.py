@@ -22,7 +22,7 @@ import numpy.typing as npt
 from confit_runtime.arrays import Floats
 from confit_runtime.contract import Contract
 from confit_runtime.detect import Detector, seconds_to_hops
-from confit_runtime.intervals import poisson_interval, poisson_upper, resampled_upper
+from confit_runtime.intervals import clustered_rate_interval, clustered_rate_upper
 from confit_runtime.recordings import Recording
 
 Ints = npt.NDArray[np.int64]
@@ -116,9 +116,8 @@ def count_false_accepts(
 def choose_operating_point(counts: FalseAcceptCounts, target: float, confidence: float = 0.95) -> OperatingPoint:
     """The lowest levels whose bound meets `target` false accepts per hour with the given confidence.
 
-    The bound is the larger of the exact one for independent events and the one that resamples recordings.
+    The bound allows for false accepts that come in clusters, as far as recordings show it (`clustered_rate_upper`).
     """
-    hours, total_hours = counts.hours, float(counts.hours.sum())
     own = _levels_per_label(counts.events.sum(axis=1))
     others = _leave_one_out_levels(counts)
 
@@ -128,17 +127,16 @@ def choose_operating_point(counts: FalseAcceptCounts, target: float, confidence:
         return found
 
     def bound(margin: int) -> float:
-        return _upper_bound(held_out(margin), hours, confidence)
+        return clustered_rate_upper(held_out(margin), counts.hours, confidence)
 
-    highest = len(LEVELS) - 1  # a margin at which nothing ever fires
-    met = bound(highest) <= target
-    limit = target if met else bound(highest)
-    low, high = -len(LEVELS), highest  # bounds rise as the margin falls: find the lowest margin within the limit
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if bound(middle) <= limit else (middle, high)
-    missing_hours = 0.0 if met else -math.log1p(-confidence) / target - total_hours
-    return OperatingPoint(own, high, bound(high), held_out(high), met, missing_hours)
+    margin = len(LEVELS) - 1  # nothing ever fires
+    met = bound(margin) <= target
+    limit = target if met else bound(margin)
+    # the order of the tests is fixed, so the first that fails is the last: below it, a bound may be lower by chance
+    while margin > -len(LEVELS) and bound(margin - 1) <= limit:
+        margin -= 1
+    missing_hours = 0.0 if met else -math.log1p(-confidence) / target - float(counts.hours.sum())
+    return OperatingPoint(own, margin, bound(margin), held_out(margin), met, missing_hours)
 
 
 def set_by_hand(
@@ -151,13 +149,9 @@ def set_by_hand(
     """
     changed = dataclasses.replace(chosen, by_hand=dict(by_hand))
     held_out = chosen.held_out + sum(counts.events[index, :, changed.levels[index]] for index in by_hand)
-    return dataclasses.replace(changed, held_out=held_out, bound=_upper_bound(held_out, counts.hours, confidence))
-
-
-def _upper_bound(false_accepts: Ints, hours: npt.NDArray[np.float64], confidence: float) -> float:
-    """The upper bound of false accepts per hour, from those of each recording."""
-    exact = poisson_upper(int(false_accepts.sum()), float(hours.sum()), confidence)
-    return max(exact, resampled_upper(false_accepts, hours, confidence))
+    return dataclasses.replace(
+        changed, held_out=held_out, bound=clustered_rate_upper(held_out, counts.hours, confidence)
+    )
 
 
 def firing_levels(contract: Contract, rows: Floats) -> tuple[Floats, Floats]:
@@ -214,18 +208,20 @@ def det_curve(
     positives: Sequence[Positive],
     confidence: float = 0.95,
 ) -> list[dict[str, float]]:
-    """False accepts per hour, with their interval, and false rejects 0..1, for each margin that makes a difference."""
+    """False accepts per hour, with their interval, and false rejects 0..1, for each margin that makes a difference.
+
+    The levels were chosen on the same recordings, so the rates, unlike the promised bound, are optimistic.
+    """
     points: list[dict[str, float]] = []
     hours = float(counts.hours.sum())
     labels = np.array([contract.labels.index(positive.label) for positive in positives], np.int64)
     reached = np.array([positive.level for positive in positives])
-    events = counts.events.sum(axis=1)
     for margin in range(-len(LEVELS), len(LEVELS)):
         levels = _shift_levels(chosen.own, margin)
         levels[list(chosen.by_hand)] = chosen.levels[list(chosen.by_hand)]
-        seen = int(np.take_along_axis(events, levels[:, None], axis=1).sum())
-        low, high = poisson_interval(seen, hours, confidence)
-        point = {"margin": margin * STEP, "fa_per_hour": seen / hours, "fa_low": low, "fa_high": high}
+        found = np.take_along_axis(counts.events, levels[:, None, None], axis=2)[:, :, 0].sum(axis=0)
+        low, high = clustered_rate_interval(found, counts.hours, confidence)
+        point = {"margin": margin * STEP, "fa_per_hour": int(found.sum()) / hours, "fa_low": low, "fa_high": high}
         if len(positives):
             point["frr"] = float((reached < LEVELS[levels[labels]]).mean())
         if not points or {**point, "margin": 0.0} != {**points[-1], "margin": 0.0}:

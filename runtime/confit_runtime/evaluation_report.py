@@ -10,7 +10,7 @@ import numpy as np
 
 from confit_runtime.contract import Contract
 from confit_runtime.evaluation import SNR_STEPS, EvaluatedRecording, label_during, snr_band
-from confit_runtime.intervals import grouped_share_interval, poisson_interval, resampled_interval
+from confit_runtime.intervals import clustered_rate_interval, grouped_share_interval
 from confit_runtime.scoring import SoundEvent
 
 
@@ -22,10 +22,7 @@ def summarise(judged: Sequence[EvaluatedRecording], contract: Contract, confiden
     hours = np.array([one.seconds / 3600 for one in judged])
     accepts = np.array([len(one.score.false_accepts) for one in judged])
     total, total_hours = int(accepts.sum()), float(hours.sum())
-    low, high = poisson_interval(total, total_hours, confidence)
-    if total and len(judged) > 1:  # use the wider of the two: false accepts come in clusters
-        resampled = resampled_interval(accepts, hours, confidence)
-        low, high = min(low, resampled[0]), max(high, resampled[1])
+    low, high = clustered_rate_interval(accepts, hours, confidence)
     heard = [
         (sound.label, found, one.group, snr_band(snr))
         for one in judged

@@ -1,10 +1,11 @@
 """Bounds on rates and shares: exact ones for independent events, and others for events that come in groups.
 
-There are two methods for groups. Differences between two models on the same clips, and rates over recordings, are
-resampled by whole groups. Percentiles say little, however, if groups are few and nearly all clips are right: the voice
-that is misunderstood is then in none of them. Shares, that is accuracy and the other metrics of probes
-(`confit_edge.probes.metrics`) and false rejects, use the exact interval of an effective number of clips (Korn and
-Graubard 1998, `clustered_share_interval`).
+There are two methods for groups. Differences between two models on the same clips are resampled by whole groups.
+Percentiles say little, however, if groups are few and nearly all clips are right: the voice that is misunderstood is
+then in none of them. Shares, that is accuracy and the other metrics of probes (`confit_edge.probes.metrics`) and false
+rejects, use the exact interval of an effective number of clips (Korn and Graubard 1998, `clustered_share_interval`).
+Rates of false accepts use that of an effective number of events in the same way (`clustered_rate_upper`): of a few
+recordings, percentiles of resampled rates are too low.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +26,7 @@ MIN_CORRELATION = 0.05
 _TINY = 1e-300
 
 
-def poisson_upper(count: int, exposure: float, confidence: float = 0.95) -> float:
+def poisson_upper(count: float, exposure: float, confidence: float = 0.95) -> float:
     """The one-sided exact upper bound of a rate of `count` events in `exposure` hours; infinite for 0 hours.
 
     Garwood 1936: the rate at which so few events would occur with a probability of 1 - `confidence`. Without events it
@@ -35,7 +37,7 @@ def poisson_upper(count: int, exposure: float, confidence: float = 0.95) -> floa
     return _poisson_mean(count, 1 - confidence) / exposure
 
 
-def poisson_interval(count: int, exposure: float, confidence: float = 0.95) -> tuple[float, float]:
+def poisson_interval(count: float, exposure: float, confidence: float = 0.95) -> tuple[float, float]:
     """The two-sided exact interval of a rate; each side misses the rate with a probability of (1 - `confidence`) / 2."""
     if exposure <= 0:
         return 0.0, math.inf
@@ -59,22 +61,22 @@ def share_interval(hits: float, trials: float, confidence: float = 0.95) -> tupl
     return low, high
 
 
-def resampled_upper(counts: npt.NDArray[np.int64], hours: npt.NDArray[np.float64], confidence: float = 0.95) -> float:
+def clustered_rate_upper(
+    counts: npt.NDArray[np.int64], hours: npt.NDArray[np.float64], confidence: float = 0.95
+) -> float:
     """The one-sided upper bound of a rate whose events come in clusters: `counts` and `hours` of each recording.
 
-    It is the quantile of the rate over draws of as many recordings, with replacement. Without any event it says
-    nothing.
+    It is that of independent events without any event, and for a single recording: these do not show how much
+    recordings differ. Otherwise it is higher (`_effective_events`).
     """
-    return float(np.quantile(_resampled(counts, hours), confidence)) if counts.any() else 0.0
+    return poisson_upper(*_effective_events(counts, hours, confidence), confidence)
 
 
-def resampled_interval(
-    counts: npt.NDArray, amounts: npt.NDArray[np.float64], confidence: float = 0.95
+def clustered_rate_interval(
+    counts: npt.NDArray[np.int64], hours: npt.NDArray[np.float64], confidence: float = 0.95
 ) -> tuple[float, float]:
-    """The two-sided percentile interval of sum(counts) / sum(amounts), resampling recordings."""
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(_resampled(counts, amounts), [tail, 1 - tail])
-    return float(low), float(high)
+    """The two-sided interval of such a rate, which contains `poisson_interval`."""
+    return poisson_interval(*_effective_events(counts, hours, (1 + confidence) / 2), confidence)
 
 
 def grouped_share_interval(
@@ -125,10 +127,24 @@ def clustered_share_interval(
     return share_interval(share * effective, effective, confidence)
 
 
-def _resampled(counts: npt.NDArray, amounts: npt.NDArray) -> npt.NDArray[np.float64]:
-    each = resample_counts(len(counts), RESAMPLES)
-    rates: npt.NDArray[np.float64] = (each @ counts) / np.maximum(each @ amounts, 1e-12)
-    return rates
+def _effective_events(
+    counts: npt.NDArray[np.int64], hours: npt.NDArray[np.float64], quantile: float
+) -> tuple[float, float]:
+    """The number of independent events, and their hours, that say as much about the rate as `counts` in `hours`.
+
+    Both are divided by the design effect (how much more events vary between recordings than independent ones, never
+    less) and by the widening of Student's t for so few recordings, as in `clustered_share_interval`. Where a few
+    recordings hold most hours, only as many count as would hold that share each (Kish 1965).
+    """
+    events, total_hours = float(counts.sum()), float(hours.sum())
+    if events == 0 or len(counts) == 1:
+        return events, total_hours
+    freedom = max(1.0, total_hours**2 / float((hours**2).sum()) - 1)
+    excess = counts - events / total_hours * hours
+    effect = max(1.0, (freedom + 1) / freedom * float((excess**2).sum()) / events)
+    quantile = max(quantile, 0.75)  # at one half, both quantiles below are 0
+    effect *= (_student_quantile(quantile, freedom) / NormalDist().inv_cdf(quantile)) ** 2
+    return events / effect, total_hours / effect
 
 
 @lru_cache(maxsize=8)
@@ -139,8 +155,8 @@ def resample_counts(count: int, draws: int, seed: int | tuple[int, ...] = 0) -> 
 
 
 @lru_cache(maxsize=4096)
-def _poisson_mean(count: int, share: float) -> float:
-    """The mean at which at most `count` events occur with a probability of `share`.
+def _poisson_mean(count: float, share: float) -> float:
+    """The mean at which at most `count` events, a number above -1, occur with a probability of `share`.
 
     Cached: a curve asks for few counts, often.
     """
@@ -148,14 +164,17 @@ def _poisson_mean(count: int, share: float) -> float:
     return _falling_root(lambda mean: _poisson_cdf(count, mean), share, 0.0, top)
 
 
-def _poisson_cdf(count: int, mean: float) -> float:
-    """The probability of at most `count` events: the terms summed from the last one down until they vanish."""
-    terms = min(count, 80 + int(20 * math.sqrt(count)))
-    if mean <= 0 or (terms < count and mean < count - terms / 2):  # ten standard deviations away
+def _poisson_cdf(count: float, mean: float) -> float:
+    """The probability of at most `count` events, by the series of the incomplete gamma function (DLMF 8.7.1).
+
+    `count` need not be a whole number.
+    """
+    if mean <= 0:
         return 1.0
-    last = math.exp(count * math.log(mean) - mean - math.lgamma(count + 1))
-    below = np.cumprod(np.arange(count, count - terms, -1) / mean)
-    return min(1.0, last * (1.0 + float(below.sum())))
+    terms = int(max(0.0, mean - count) + 12 * math.sqrt(mean)) + 80  # those left out are far below rounding
+    first = math.exp((count + 1) * math.log(mean) - mean - math.lgamma(count + 2))
+    more = np.cumprod(mean / (count + 1 + np.arange(1, terms)))
+    return max(0.0, 1 - first * (1 + float(more.sum())))
 
 
 def _beta_quantile(share: float, a: float, b: float) -> float:

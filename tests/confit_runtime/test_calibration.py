@@ -30,7 +30,7 @@ from confit_runtime.calibration import (
 )
 from confit_runtime.contract import Contract
 from confit_runtime.detect import Detector
-from confit_runtime.intervals import poisson_interval, poisson_upper, resampled_upper
+from confit_runtime.intervals import clustered_rate_interval, clustered_rate_upper
 from confit_runtime.model import Model
 from confit_runtime.recordings import Recording, stream_rows
 from tests import tiny_model
@@ -95,22 +95,32 @@ def true_rate(levels: npt.NDArray[np.int64], rates: npt.NDArray[np.float64]) -> 
     return float((rates * np.where(levels < len(LEVELS) - 1, np.exp(-levels / 40.0), 0.0)).sum())
 
 
-@pytest.mark.parametrize("labels", [1, 10])
-def test_the_promised_bound_holds(labels: int) -> None:
-    """100 worlds whose true rates are known: the bound may fail in 5 % of them, and by chance in a few more."""
+@pytest.mark.parametrize(
+    ("labels", "recordings", "target", "least"), [(1, 40, 1.0, 0.93), (10, 40, 1.0, 0.89), (1, 5, 8.0, 0.88)]
+)
+def test_the_promised_bound_holds(labels: int, recordings: int, target: float, least: float) -> None:
+    """Worlds whose true rates are known: of 400, it held in 96, 93 and 91 %; percentiles of recordings in 95, 90 and 75 %."""
     rng = np.random.default_rng(labels)
     rates = rng.gamma(0.5, 40.0 / labels, labels)
-    kept, strict = 0, []
-    for _ in range(100):
-        counts = world(rng, 40, rates)
-        chosen = choose_operating_point(counts, target=1.0)
+    kept, ratios = 0, []
+    for _ in range(200):
+        counts = world(rng, recordings, rates)
+        chosen = choose_operating_point(counts, target)
         kept += true_rate(chosen.levels, rates) <= chosen.bound
-        strict.append(chosen.bound / max(true_rate(chosen.levels, rates), 1e-9))
-        assert chosen.met == (chosen.bound <= 1.0)
-        assert chosen.bound >= poisson_upper(int(chosen.held_out.sum()), float(counts.hours.sum()))
-        assert chosen.bound >= resampled_upper(chosen.held_out, counts.hours)  # of recordings, where they cluster
-    assert kept >= 88
-    assert np.median(strict) < 5  # and is no empty promise
+        ratios.append(chosen.bound / max(true_rate(chosen.levels, rates), 1e-9))
+        assert chosen.met == (chosen.bound <= target)
+        assert chosen.bound == clustered_rate_upper(chosen.held_out, counts.hours)
+    assert kept >= 200 * least
+    assert np.median(ratios) < 5  # and is no empty promise
+
+
+def test_the_margin_stops_where_the_bound_first_fails() -> None:
+    """Four events in one of two recordings promise less than four in each, but come first as the margin falls."""
+    events = np.zeros((1, 2, len(LEVELS)), np.int64)
+    events[0, 0, :150] = events[0, 1, :120] = 4
+    hours = np.full(2, 10.0)
+    assert clustered_rate_upper(np.array([4, 0]), hours) > 5.0 > clustered_rate_upper(np.array([4, 4]), hours)
+    assert choose_operating_point(FalseAcceptCounts(events, hours), target=5.0).margin == 150 - HALF_INDEX
 
 
 def test_too_few_hours_say_how_many_are_missing() -> None:
@@ -208,27 +218,24 @@ def test_a_false_accept_exactly_at_its_level_sets_the_margin() -> None:
     assert (found.label, found.file, found.score) == ("low", "loud", pytest.approx(0.501))
 
 
-class Summed(np.ndarray):
-    """Events that count how often they are summed."""
-
-    times = 0
+class Unsummed(np.ndarray):
+    """Events that must not be summed as a whole: they are many, and the curve has hundreds of margins."""
 
     def sum(self, *args: Any, **options: Any) -> Any:
-        Summed.times += 1
+        assert self.ndim < 3
         return np.asarray(self).sum(*args, **options)
 
 
 def test_the_curve_is_that_of_each_margin_alone() -> None:
-    """And of many margins and recordings the events are summed once."""
     contract, counts = tiny_model.contract(), world(np.random.default_rng(3), 12, np.array([40.0, 8.0, 90.0, 0.0]))
     chosen = choose_operating_point(counts, 20.0)
-    curve = det_curve(FalseAcceptCounts(counts.events.view(Summed), counts.hours), chosen, contract, [])
-    assert Summed.times == 1
+    curve = det_curve(FalseAcceptCounts(counts.events.view(Unsummed), counts.hours), chosen, contract, [])
     hours, expected = float(counts.hours.sum()), []
     for margin in range(-len(LEVELS), len(LEVELS)):
         levels = np.clip(chosen.own + margin, 0, len(LEVELS) - 1)
-        seen = sum(int(counts.events[label, :, level].sum()) for label, level in enumerate(levels))
-        point = (seen / hours, *poisson_interval(seen, hours))
+        by_recording = sum(counts.events[label, :, level] for label, level in enumerate(levels))
+        seen = int(by_recording.sum())
+        point = (seen / hours, *clustered_rate_interval(by_recording, counts.hours))
         expected += [point] if not expected or point != expected[-1] else []
     assert [(point["fa_per_hour"], point["fa_low"], point["fa_high"]) for point in curve] == expected
 

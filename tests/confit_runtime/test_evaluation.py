@@ -24,7 +24,7 @@ from confit_runtime.evaluation import (
     snr_band,
 )
 from confit_runtime.evaluation_report import summarise
-from confit_runtime.intervals import grouped_share_interval, poisson_interval, resampled_interval
+from confit_runtime.intervals import clustered_rate_interval, grouped_share_interval, poisson_interval
 from confit_runtime.labels import LabelledRecording, read_labelled
 from confit_runtime.scoring import Score, SoundEvent
 from tests import tiny_model
@@ -248,7 +248,7 @@ def test_recordings_are_summed_up_by_the_hour_and_the_intervals_are_of_recording
     ]
     report = summarise(recordings, contract, 0.95)
     assert (report["recordings"], report["hours"], report["false_accepts"], report["fa_per_hour"]) == (3, 2.0, 9, 4.5)
-    clustered = resampled_interval(np.array([9, 0, 0]), np.array([1.0, 0.5, 0.5]))
+    clustered = clustered_rate_interval(np.array([9, 0, 0]), np.array([1.0, 0.5, 0.5]))
     spread = poisson_interval(9, 2.0)
     assert clustered[0] < spread[0] < spread[1] < clustered[1]
     assert report["fa_per_hour_interval"] == pytest.approx(clustered)
@@ -261,6 +261,3 @@ def test_recordings_are_summed_up_by_the_hour_and_the_intervals_are_of_recording
     assert report["latency_from_start_s"]["median"] == pytest.approx(0.3)
     assert {one["file"] for one in report["not_heard"]} == {"b"}
     assert {one["file"] for one in report["heard_falsely"]} == {"a"}
-    # of false accepts that are not in clusters the exact interval is the wider
-    even = [judged(name, 1.0, [True], 3, window_s / 2, 0.1) for name in "ab"]
-    assert summarise(even, contract, 0.95)["fa_per_hour_interval"] == pytest.approx(poisson_interval(6, 2.0))

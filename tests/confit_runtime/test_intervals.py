@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from confit_runtime import intervals
 from confit_runtime.intervals import (
+    clustered_rate_interval,
+    clustered_rate_upper,
     grouped_share_interval,
     poisson_interval,
     poisson_upper,
-    resampled_interval,
-    resampled_upper,
     share_interval,
 )
 
@@ -45,20 +45,71 @@ def test_shares_are_clopper_and_pearsons(hits: int, trials: int) -> None:
     assert share_interval(0, 0) == (0.0, 1.0)
 
 
+@pytest.mark.parametrize("count", [0.0, 0.3, 7.7, 1e5])
+def test_a_rate_of_an_effective_number_of_events_is_that_of_the_gamma_distribution(count: float) -> None:
+    low, high = poisson_interval(count, 2.0)
+    assert high == pytest.approx(stats.gamma.ppf(0.975, count + 1) / 2, rel=1e-9)
+    assert low == pytest.approx(stats.gamma.ppf(0.025, count) / 2 if count else 0.0, rel=1e-9)
+
+
 def test_events_in_one_recording_are_less_sure_than_as_many_in_all() -> None:
     hours = np.ones(20)
     together, apart = np.array([10] + [0] * 19), np.array([1, 0] * 10)
-    assert resampled_upper(together, hours) > 1.4 * resampled_upper(apart, hours)
-    assert resampled_upper(np.zeros(20, int), hours) == 0.0
-    low, high = resampled_interval(apart, hours)
-    assert low < 0.5 < high
+    assert clustered_rate_upper(together, hours) > 2 * clustered_rate_upper(apart, hours)
+    assert clustered_rate_upper(apart, hours) < 1.05 * poisson_upper(10, 20.0)
+    low, high = clustered_rate_interval(together, hours)
+    exact = poisson_interval(10, 20.0)
+    assert low < exact[0] < exact[1] < high
 
 
-def test_recordings_that_are_alike_by_the_hour_differ_in_nothing() -> None:
-    """However long each is: in any draw there are as many events an hour."""
-    counts, hours = np.array([40, 1, 2, 5]), np.array([20.0, 0.5, 1.0, 2.5])
-    assert resampled_upper(counts, hours) == pytest.approx(2.0)
-    assert resampled_interval(counts, hours) == (pytest.approx(2.0), pytest.approx(2.0))
+def test_what_shows_no_differences_between_recordings_is_exact() -> None:
+    """No event at all, however few the recordings, and a single recording, however many its events."""
+    assert clustered_rate_upper(np.zeros(2, int), np.array([1.0, 2.0])) == poisson_upper(0, 3.0)
+    assert clustered_rate_upper(np.array([8]), np.array([3.0])) == poisson_upper(8, 3.0)
+    assert clustered_rate_interval(np.array([8]), np.array([3.0])) == poisson_interval(8, 3.0)
+    assert clustered_rate_interval(np.zeros(0, int), np.zeros(0)) == (0.0, math.inf)
+
+
+def test_recordings_count_as_far_as_they_hold_the_hours() -> None:
+    """One recording of nearly all hours shows no more of differences than two do."""
+    counts, two = np.array([20, 0, 0, 0]), np.array([10, 10])
+    one_long = clustered_rate_upper(counts, np.array([20.0, 0.01, 0.01, 0.01]))
+    assert one_long == pytest.approx(clustered_rate_upper(two, np.array([10.0, 10.0])), rel=0.01)
+    assert one_long > 2 * clustered_rate_upper(np.full(4, 5), np.full(4, 5.0))
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.8, 0.95, 0.999])
+def test_a_clustered_bound_is_never_below_the_exact_one(confidence: float) -> None:
+    rng = np.random.default_rng(0)
+    for recordings in (2, 3, 12, 60):
+        counts, hours = rng.poisson(rng.gamma(0.5, 4.0, recordings)), rng.uniform(0.1, 2.0, recordings)
+        exact = poisson_interval(int(counts.sum()), float(hours.sum()), confidence)
+        low, high = clustered_rate_interval(counts, hours, confidence)
+        assert low <= exact[0] < exact[1] <= high
+        assert clustered_rate_upper(counts, hours, confidence) >= poisson_upper(
+            int(counts.sum()), float(hours.sum()), confidence
+        )
+
+
+@pytest.mark.parametrize(("recordings", "least"), [(2, 0.85), (3, 0.9), (5, 0.85), (10, 0.89), (20, 0.9)])
+def test_rates_of_few_clustered_recordings_lie_within_their_intervals(recordings: int, least: float) -> None:
+    """20 events an hour in 1 hour, whose share in each recording varies by 140 %; Poisson intervals hold in half the cases."""
+    rng = np.random.default_rng(recordings)
+    hours = np.full(recordings, 1 / recordings)
+    held = 0
+    for _ in range(300):
+        low, high = clustered_rate_interval(rng.poisson(20 * hours * rng.gamma(0.5, 2.0, recordings)), hours)
+        held += low <= 20 <= high
+    assert held >= 300 * least
+
+
+def test_independent_events_are_not_made_needlessly_unsure() -> None:
+    """Of ten recordings that do not differ, the bound is a few per cent above the exact one."""
+    rng = np.random.default_rng(0)
+    hours = np.ones(10)
+    counts = [rng.poisson(3.0, 10) for _ in range(200)]
+    ratios = [clustered_rate_upper(found, hours) / poisson_upper(int(found.sum()), 10.0) for found in counts]
+    assert 1.0 < np.median(ratios) < 1.1
 
 
 @pytest.mark.parametrize("misses", [0, 1, 2, 30])
