@@ -24,7 +24,7 @@ from confit_runtime.calibration import (
 from confit_runtime.contract import Contract
 from confit_runtime.describe import clip_noun
 from confit_runtime.formatting import format_count, format_interval, format_list
-from confit_runtime.intervals import MIN_GROUPS, grouped_share_interval, poisson_interval
+from confit_runtime.intervals import MIN_GROUPS, clustered_rate_interval, grouped_share_interval
 from confit_runtime.recordings import Recording
 
 SHOWN = 5  # labels named in a warning
@@ -77,7 +77,7 @@ def report(
         "recordings": len(counts.hours),
         "fa_per_hour_bound": chosen.bound,
         "fa_per_hour": held_out / hours,
-        "fa_per_hour_interval": list(poisson_interval(held_out, hours, confidence)),
+        "fa_per_hour_interval": list(clustered_rate_interval(chosen.held_out, counts.hours, confidence)),
         "false_accepts_held_out": held_out,
         "false_accepts": int(fired.sum()),
         **_share(missed, [positive.group for positive in heard], confidence),
@@ -136,7 +136,8 @@ def cautions(
 ) -> list[str]:
     """Warnings, judged by the thresholds that `contract` came with.
 
-    They concern recordings that seem to hold the model's own sounds, labels raised because others fired, and too few files.
+    They concern recordings that seem to hold the model's own sounds, labels raised because others fired, and too few files
+    or recordings.
     """
     together, warnings = counts.events.sum(axis=1), []
     own_words, raised = [], []
@@ -178,6 +179,12 @@ def cautions(
         warnings.append(
             f"all hours come from {format_count(len(files), 'file')}. Each half hour counts as a recording, but they are more"
             " alike than recordings of several days and rooms, so the bound holds only for hours like these"
+        )
+    elif len(recordings) < MIN_GROUPS:
+        warnings.append(
+            f"all hours count as {format_count(len(recordings), 'recording')}, because the short files of a folder are"
+            " taken to be made together. So few do not show how much recordings differ, so the bound holds only for"
+            " hours like these"
         )
     return warnings
 

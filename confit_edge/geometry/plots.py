@@ -214,7 +214,7 @@ def accuracy_bars(rows: list[dict[str, Any]], split: str, path: Path) -> None:
 
 @drawing_settings()
 def det(curve: list[dict[str, float]], report: dict[str, Any], path: Path) -> None:
-    """False rejects against false accepts per hour, with their upper bound; without clips, the margin instead."""
+    """False rejects against false accepts per hour, with the upper end of their interval; without clips, the margin instead."""
     figure = Figure(figsize=(7, 4))
     axes = figure.subplots()
     with_clips = "frr" in curve[0]
@@ -224,7 +224,14 @@ def det(curve: list[dict[str, float]], report: dict[str, Any], path: Path) -> No
     upper = [point["fa_high"] for point in curve]
     heights = [100 * point["frr"] if with_clips else point["margin"] for point in curve]
     axes.plot(rates, heights, color=COLOURS["pairtune"], lw=1.8, label="measured")
-    axes.plot(upper, heights, color=COLOURS["frozen"], lw=1.2, ls="--", label="upper bound of the same count")
+    axes.plot(
+        upper,
+        heights,
+        color=COLOURS["frozen"],
+        lw=1.2,
+        ls="--",
+        label=f"upper end of its {100 * report['confidence']:g} % interval",
+    )
     axes.axvline(report["fa_per_hour_bound"], color=COLOURS["finetune"], lw=1, label="promised at most")
     if with_clips:
         axes.axhline(100 * report["frr"], color=COLOURS["finetune"], lw=1, ls=":")

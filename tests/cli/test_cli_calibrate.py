@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from confit_edge.cli._calibration_report import cautions, lowered_thresholds
+from confit_edge.cli._calibration_report import cautions, lowered_thresholds, report
 from confit_runtime import load
 from confit_runtime.calibration import LEVELS, FalseAcceptCounts, choose_operating_point
 from confit_runtime.intervals import grouped_share_interval, poisson_upper
@@ -142,6 +142,27 @@ def test_recordings_that_hold_the_models_own_sounds_are_reported(
     (few,) = json.loads(confit("calibrate", model, *arguments[2:], "--only", "mid", "--json")[1])["cautions"]
     assert "all hours come from 1 file." in few
     assert json.loads(confit("calibrate", model, *arguments[:2], *arguments[4:], "--json")[1])["cautions"] == []
+
+
+def test_few_recordings_of_many_short_files_are_reported(model: Path) -> None:
+    contract = load(model).contract
+    counts = FalseAcceptCounts(np.zeros((len(contract.labels), 1, len(LEVELS)), np.int64), np.array([6.0]))
+    clips = Recording("radio (500 short files)", [], 3600 * 6.0, [(f"{at}.wav", 0.0) for at in range(500)])
+    (few,) = cautions(counts, choose_operating_point(counts, 0.5), contract, [clips])
+    assert few.startswith("all hours count as 1 recording, because the short files of a folder")
+
+
+def test_the_interval_reaches_above_the_promised_bound(model: Path) -> None:
+    """The bound is one-sided, and both allow for the twelve false accepts of one recording of ten."""
+    contract = load(model).contract
+    events = np.zeros((len(contract.labels), 10, len(LEVELS)), np.int64)
+    events[0, 3, :150] = 12
+    counts = FalseAcceptCounts(events, np.full(10, 3.0))
+    chosen = choose_operating_point(counts, 4.0)
+    summary = report(contract, [0], counts, chosen, [], 0.95)
+    assert summary["false_accepts_held_out"] == 12
+    low, high = summary["fa_per_hour_interval"]
+    assert low < 0.4 < summary["fa_per_hour_bound"] < high
 
 
 def test_a_label_that_others_raised_is_reported(model: Path) -> None:

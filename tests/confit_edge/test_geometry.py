@@ -362,7 +362,11 @@ def test_a_name_with_two_dollars_is_no_formula(tmp_path: Path) -> None:
     plots.accuracy_bars(
         [{**row, **dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high"), 0.5)}], "val", tmp_path / "bars.png"
     )
-    plots.det([detected], {"model": "m$5_or_$1", "fa_per_hour_bound": 3.0, "frr": 0.5}, tmp_path / "det.png")
+    plots.det(
+        [detected],
+        {"model": "m$5_or_$1", "fa_per_hour_bound": 3.0, "frr": 0.5, "confidence": 0.95},
+        tmp_path / "det.png",
+    )
     assert len(list(tmp_path.glob("*.png"))) == 6
 
 
