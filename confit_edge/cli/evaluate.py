@@ -181,6 +181,11 @@ def _print(report: dict[str, Any], noun: str) -> None:
     if report["failed"]:
         all_of_them = format_count(report["recordings"] + report["failed"], noun)
         print(f"incomplete: {report['failed']} of {all_of_them} could not be read; the figures leave them out")
+    if report["recordings"] < MIN_GROUPS:
+        print(
+            f"fewer than {MIN_GROUPS} recordings do not show how much recordings differ: the interval of false accepts per hour"
+            " holds only for sound like theirs"
+        )
     given = (
         f", except --threshold {' '.join(report['thresholds_of']['given'])}"
         if "given" in report["thresholds_of"]

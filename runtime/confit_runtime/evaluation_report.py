@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from confit_runtime.contract import Contract
 from confit_runtime.evaluation import SNR_STEPS, EvaluatedRecording, label_during, snr_band
 from confit_runtime.intervals import clustered_rate_interval, grouped_share_interval
+from confit_runtime.recordings import MAX_UNIT_S
 from confit_runtime.scoring import SoundEvent
 
 
@@ -19,8 +21,7 @@ def summarise(judged: Sequence[EvaluatedRecording], contract: Contract, confiden
 
     Without recordings, the rate and its interval are None.
     """
-    hours = np.array([one.seconds / 3600 for one in judged])
-    accepts = np.array([len(one.score.false_accepts) for one in judged])
+    accepts, hours = _false_accepts(judged)
     total, total_hours = int(accepts.sum()), float(hours.sum())
     low, high = clustered_rate_interval(accepts, hours, confidence)
     heard = [
@@ -65,6 +66,23 @@ def summarise(judged: Sequence[EvaluatedRecording], contract: Contract, confiden
             if not found
         ],
     }
+
+
+def _false_accepts(judged: Sequence[EvaluatedRecording]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """The false accepts and hours of each group; of a single one, those of each recording, a long one cut as in `calibrate`."""
+    groups, member = np.unique([one.group for one in judged], return_inverse=True)
+    counts, hours = list[npt.NDArray[np.int64]](), list[npt.NDArray[np.float64]]()
+    for one in judged:
+        parts = max(1, round(one.seconds / MAX_UNIT_S)) if len(groups) == 1 else 1
+        ends_s = np.array([accept.end_s for accept in one.score.false_accepts])
+        counts.append(np.histogram(ends_s.clip(0, one.seconds), parts, (0, one.seconds))[0])
+        hours.append(np.full(parts, one.seconds / 3600 / parts))
+    if len(groups) == 1:
+        return np.concatenate(counts), np.concatenate(hours)
+    return (
+        np.bincount(member, [found.sum() for found in counts]).astype(np.int64),
+        np.bincount(member, [length.sum() for length in hours]),
+    )
 
 
 def _location(recording: EvaluatedRecording, heard: SoundEvent) -> dict[str, Any]:

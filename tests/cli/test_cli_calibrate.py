@@ -159,7 +159,7 @@ def test_the_interval_reaches_above_the_promised_bound(model: Path) -> None:
     events[0, 3, :150] = 12
     counts = FalseAcceptCounts(events, np.full(10, 3.0))
     chosen = choose_operating_point(counts, 4.0)
-    summary = report(contract, [0], counts, chosen, [], 0.95)
+    summary = report(contract, [0], counts, chosen, [], 0.95, {"low": 0.5})
     assert summary["false_accepts_held_out"] == 12
     low, high = summary["fa_per_hour_interval"]
     assert low < 0.4 < summary["fa_per_hour_bound"] < high
@@ -514,6 +514,10 @@ def test_labels_are_held_against_the_recordings_and_the_model(
     assert code == 0
     assert "labels that tiny does not have: Low (low?); they count as other sounds" in err
     assert "hours of 1 recording:" in out
+    assert (
+        "\nfewer than 5 recordings do not show how much recordings differ: the interval of false accepts per hour"
+        in out
+    )
     assert (
         "these intervals are wide because sounds of one recording tend to be missed together; 5 or more recordings"
         in out

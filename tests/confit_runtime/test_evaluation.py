@@ -261,3 +261,30 @@ def test_recordings_are_summed_up_by_the_hour_and_the_intervals_are_of_recording
     assert report["latency_from_start_s"]["median"] == pytest.approx(0.3)
     assert {one["file"] for one in report["not_heard"]} == {"b"}
     assert {one["file"] for one in report["heard_falsely"]} == {"a"}
+
+
+def test_false_accepts_of_a_group_are_taken_together() -> None:
+    def recording(group: str, accepts: int) -> EvaluatedRecording:
+        falsely = [SoundEvent("mid", 9.0 * at, 9.0 * at + 0.1) for at in range(accepts)]
+        return EvaluatedRecording(f"{group}.wav", group, 3600.0, [], [], Score([], falsely), [], [])
+
+    judged = [recording("a", 3), recording("b", 1), recording("a", 2), recording("c", 0)]
+    found = summarise(judged, tiny_model.contract(), 0.95)["fa_per_hour_interval"]
+    assert found == pytest.approx(clustered_rate_interval(np.array([5, 1, 0]), np.array([2.0, 1.0, 1.0])))
+    assert summarise([], tiny_model.contract(), 0.95)["fa_per_hour_interval"] is None
+
+
+def test_the_half_hours_of_a_single_recording_show_how_false_accepts_cluster() -> None:
+    contract = tiny_model.contract()
+
+    def interval(hours: float, span_s: tuple[float, float]) -> list[float]:
+        accepts = [SoundEvent("mid", end_s - 0.1, end_s) for end_s in np.linspace(*span_s, 13)[1:]]
+        found: list[float] = summarise(
+            [EvaluatedRecording("a", "a", 3600 * hours, [], [], Score([], accepts), [], [])], contract, 0.95
+        )["fa_per_hour_interval"]
+        return found
+
+    clustered, spread = interval(4.0, (0.0, 1799.0)), interval(4.0, (0.0, 4 * 3600.0))
+    assert clustered == pytest.approx(clustered_rate_interval(np.array([12] + [0] * 7), np.full(8, 0.5)))
+    assert clustered[0] < spread[0] < 3.0 < spread[1] < clustered[1] / 1.5
+    assert interval(0.6, (0.0, 1799.0)) == pytest.approx(poisson_interval(12, 0.6))  # too short for two half hours
