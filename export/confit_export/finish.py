@@ -13,7 +13,7 @@ import onnx
 from confit_edge.data.corpus import Corpus
 from confit_edge.runs import Run
 from confit_export import thresholds
-from confit_export.enrollment import enrollment_prior, gallery_cohort
+from confit_export.enrollment import MIN_CLASSES, MIN_TRIALS, enrollment_prior, gallery_cohort
 from confit_export.measure import isolated_positives
 from confit_export.model_file import load_provisional, replace_embeddings
 from confit_export.rooms import embed_rooms
@@ -65,6 +65,14 @@ def finish(
         )
     val = np.stack([embedder.embed(clip, contract.sample_rate) for clip in corpus.val.pcm])
     cohort_and_targets = gallery_cohort(kind, cohort, corpus.training_clips().targets[rows], quiet)
+    prior = enrollment_prior(val, corpus.val.targets, *cohort_and_targets, seed, unknown_column=corpus.unknown_column)
+    if "false_accept_rate" not in prior:
+        say(
+            f"enrolled names: {format_count(int(prior['trials']), 'trial')} with validation clips of"
+            f" {format_count(int(prior['classes']), 'class', 'classes')} do not show how many strangers pass for a name"
+            f" (that takes {MIN_TRIALS} trials with {MIN_CLASSES} classes), so names need a cautious similarity of"
+            f" {prior['threshold']:.2f}"
+        )
     return replace(
         contract,
         thresholds=chosen.thresholds,
@@ -73,9 +81,7 @@ def finish(
         calibration={
             "enroll": {
                 "kind": kind,
-                **enrollment_prior(
-                    val, corpus.val.targets, *cohort_and_targets, seed, unknown_column=corpus.unknown_column
-                ),
+                **prior,
             },
             "detection": chosen.report,
         },

@@ -99,4 +99,5 @@ _ENROLL: dict[str, tuple[str, Check]] = {
     "genuine": _SIMILARITY,
     "false_accept_rate": _in_range(0, 1),
     "trials": ("a count", _is_count),
+    "classes": ("a count", _is_count),
 }

@@ -9,7 +9,7 @@ from typing import Any
 from confit_runtime.contract import Contract
 from confit_runtime.data_warnings import data_warnings
 from confit_runtime.errors import ModelError
-from confit_runtime.formatting import format_interval, format_list, format_percent
+from confit_runtime.formatting import format_count, format_interval, format_list, format_percent
 
 
 def facts(contract: Contract, size: int) -> list[tuple[str, str]]:
@@ -54,6 +54,8 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
         failed = "; ".join(metrics["gate"]["failures"])
         rows.append(("gate", "passed" if metrics["gate"]["passed"] else f"FAILED, written with --force: {failed}"))
     rows += [("thresholds", _thresholds(contract)), ("thresholds from", _threshold_source(contract))]
+    if enroll := _enrollment_threshold(contract.calibration.get("enroll", {})):
+        rows.append(("enrolled names start at", enroll))
     rows += [("warning", caution) for caution in data_warnings(contract.data)]
     rows.append(("licence", contract.license))
     rows.append(("embedding id", contract.embedding_id))
@@ -164,6 +166,20 @@ def _threshold_source(contract: Contract) -> str:
 def format_by_hand(thresholds: Mapping[str, float]) -> str:
     """Labels with thresholds that a person chose: `marvin=0.3, yes=0.4`."""
     return format_list([f"{label}={on:g}" for label, on in thresholds.items()])
+
+
+def _enrollment_threshold(enroll: Mapping[str, Any]) -> str:
+    """The similarity that names need by default and the trials it rests on; empty if it was not measured."""
+    if not {"threshold", "trials"} <= enroll.keys():
+        return ""
+    trials = format_count(enroll["trials"], "trial")
+    if "classes" in enroll:
+        trials += f" with {format_count(enroll['classes'], 'class', 'classes')}"
+    if "false_accept_rate" in enroll:
+        trials = f"passed by {100 * enroll['false_accept_rate']:g} % of strangers in {trials}"
+    else:
+        trials += " are too few to say how many strangers pass"
+    return f"{enroll['threshold']:.2f}: {trials}"
 
 
 def _cost_rows(cost: dict[str, Any]) -> list[tuple[str, str]]:

@@ -63,9 +63,9 @@ class Match:
 class Levels:
     """The similarity levels at which a match counts, from a model's calibration.
 
-    `threshold` is the similarity that one stranger in a hundred reaches. `genuine` is how similar the prints of one
-    name were in that measurement (each against the others); None if `threshold` was given by hand. `per_name` holds
-    thresholds given by hand for single names.
+    `threshold` is the similarity that one stranger in a hundred reaches, or a higher one where too few trials were made to
+    tell. `genuine` is how similar the prints of one name were in that measurement (each against the others); None if
+    `threshold` was given by hand. `per_name` holds thresholds given by hand for single names.
     """
 
     threshold: float = DEFAULT_THRESHOLD

@@ -30,6 +30,10 @@ def test_export_with_options_writes_a_card_and_inspect_shows_the_same(
     code, _, err = confit("export", run_path, "-o", out, "--target", "avx2", "--fuse-activations", *keep)
     assert code == 0, err
     contract = load(out).contract
+    enroll = contract.calibration["enroll"]
+    assert "false_accept_rate" not in enroll
+    few = f"{enroll['trials']} trials with validation clips of {enroll['classes']} classes do not show how many strangers pass"
+    assert f"enrolled names: {few}" in " ".join(err.split())
     assert contract.parity["weight_bits"] == 7  # which no processor adds wrongly
     assert "export there, or take --target portable" not in " ".join(err.split())
     assert "its 8-bit weights give wrong results" not in caplog.text
@@ -45,7 +49,13 @@ def test_export_with_options_writes_a_card_and_inspect_shows_the_same(
     (measured,) = result["metrics"]
     assert measured["name"] == "test accuracy"
     assert measured["value"] == pytest.approx(contract.metrics["test"]["accuracy"], abs=1e-4)
-    for part in ("static for avx2, ranges by percentile", "/stack/layers.4/Conv", "p50 / p99", "peak memory"):
+    for part in (
+        "too few to say how many strangers pass",
+        "static for avx2, ranges by percentile",
+        "/stack/layers.4/Conv",
+        "p50 / p99",
+        "peak memory",
+    ):
         assert part in body
     assert "2 fp32, 19 int8" in body
     latency = call_latency(load(out))

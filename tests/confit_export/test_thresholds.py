@@ -25,7 +25,7 @@ from confit_export.thresholds import Setting, choose, strictest, validation_stre
 from confit_runtime import load
 from confit_runtime.detect import Detector, Hit
 from confit_runtime.enrollment import Kind
-from confit_runtime.matcher import mutual_similarity
+from confit_runtime.matcher import Levels, Matcher, mutual_similarity
 from confit_runtime.scoring import Score, SoundEvent, score_detections
 from tests import tiny_model
 
@@ -256,9 +256,9 @@ def one_hot(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
 
 @pytest.mark.parametrize("spread", [0.1, 0.5, 2.0])
 def test_the_prior_is_what_one_stranger_in_a_hundred_reaches(spread: float) -> None:
-    (val, val_labels), (cohort, cohort_labels) = clouds(spread, 0), clouds(spread, 1, clips=4)
+    (val, val_labels), (cohort, cohort_labels) = clouds(spread, 0, classes=12), clouds(spread, 1, clips=4, classes=12)
     reached = []
-    for name in range(5):
+    for name in range(12):
         prints = val[val_labels == name]  # three, so all of them are enrolled
         for clip, label in zip(val, val_labels, strict=True):
             if label == name:
@@ -270,18 +270,47 @@ def test_the_prior_is_what_one_stranger_in_a_hundred_reaches(spread: float) -> N
             cohort_score = np.mean(sorted(float(clip @ row) for row in rest)[-3:])
             reached.append(score if score > cohort_score else 0.0)
     found = enrollment_prior(val, one_hot(val_labels), cohort, one_hot(cohort_labels), seed=0)
-    assert found["trials"] == len(reached) == 60
+    assert found["trials"] == len(reached) == 12 * 33
+    assert (found["classes"], found["false_accept_rate"]) == (12, 0.01)
     assert found["threshold"] == pytest.approx(max(0.2, np.quantile(reached, 0.99)), abs=1e-3)
     assert sum(score > found["threshold"] + 1e-3 for score in reached) <= math.ceil(0.01 * len(reached))
 
 
 def test_the_prior_of_classes_far_apart_is_low_and_needs_no_stranger() -> None:
-    far = unit(np.repeat(np.eye(4), 3, axis=0))
-    labels = one_hot(np.repeat(np.arange(4), 3))
+    far = unit(np.repeat(np.eye(12), 3, axis=0))
+    labels = one_hot(np.repeat(np.arange(12), 3))
     assert enrollment_prior(far, labels, far, labels, seed=0)["threshold"] == pytest.approx(0.2)
     alone = enrollment_prior(far[:3], labels[:3], far, labels, seed=0)
     assert alone["trials"] == 0
-    assert 0 < alone["threshold"] < 1
+    assert alone["threshold"] == pytest.approx((0.6 + 1) / 2)  # all that is known is that its prints are equal
+    assert "false_accept_rate" not in alone
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_few_classes_let_few_strangers_pass_and_no_owner_fail(classes: int) -> None:
+    """Of 2, 3 and 5 classes, the plain quantile let 16, 6 and 3 % of strangers pass, and says nothing of a rate."""
+    rng, names = np.random.default_rng(classes), 12
+
+    def takes(middles: npt.NDArray[np.float64], clips: int) -> Floats:
+        middles = np.repeat(middles, clips, axis=0)
+        return unit(middles + 0.9 / 8 * rng.standard_normal(middles.shape))
+
+    accepted, owners = [], []
+    for seed in range(12):
+        shared = rng.standard_normal(64)
+        middles = 0.8 * shared / np.linalg.norm(shared) + unit(rng.standard_normal((classes + 40, 64)))
+        known, strange = middles[:classes], middles[classes + names :]
+        labels = one_hot(np.repeat(np.arange(classes), 4))
+        cohort = takes(known, 4)
+        prior = enrollment_prior(takes(known, 4), labels, cohort, labels, seed)
+        assert "false_accept_rate" not in prior
+        for name in range(classes, classes + names):
+            levels = Levels(prior["threshold"], prior["margin"], prior["genuine"])
+            matcher = Matcher(["a"], [0] * 3, takes(middles[name : name + 1], 3), cohort, levels=levels)
+            accepted += [matcher.match(clip).name == "a" for clip in takes(strange, 1)]
+            owners += [matcher.match(clip).name == "a" for clip in takes(middles[name : name + 1], 4)]
+    assert np.mean(accepted) < 0.015
+    assert np.mean(owners) > 0.98
 
 
 def test_who_shares_a_label_is_no_stranger_and_a_clip_without_one_is_never_enrolled() -> None:
@@ -299,8 +328,9 @@ def test_who_is_nearer_to_a_quiet_room_passes_for_no_sound(kind: Kind) -> None:
     clips, quiet, far = unit(middle + others), unit(np.tile(middle, (3, 1))), unit(-np.tile(middle, (2, 1)))
     targets = one_hot(np.repeat(np.arange(2), 3))
     against = gallery_cohort(kind, far, one_hot(np.arange(2)), quiet)
-    threshold = enrollment_prior(clips, targets, *against, seed=0)["threshold"]
-    assert (threshold == 0.2) == (kind == "sound")
+    found = enrollment_prior(clips, targets, *against, seed=0)
+    refused = found["threshold"] == pytest.approx(found["genuine"] / 2, abs=1e-4)  # halfway from 0: of few trials
+    assert refused == (kind == "sound")
 
 
 def test_the_unknown_class_is_not_enrolled_but_is_a_stranger() -> None:

@@ -30,6 +30,18 @@ def test_thresholds_are_described_as_a_range_and_silenced_labels() -> None:
     )
 
 
+def test_the_threshold_of_enrolled_names_is_described_with_its_trials() -> None:
+    def described(**enroll: float) -> str | None:
+        contract = tiny_model.contract(calibration={"enroll": {"kind": "sound", **enroll}})
+        return dict(facts(contract, 1000)).get("enrolled names start at")
+
+    assert described() is described(threshold=0.7) is None
+    measured = described(threshold=0.7121, trials=1656, classes=24, false_accept_rate=0.01)
+    assert measured == "0.71: passed by 1 % of strangers in 1656 trials with 24 classes"
+    few = described(threshold=0.8975, trials=36, classes=3)
+    assert few == "0.90: 36 trials with 3 classes are too few to say how many strangers pass"
+
+
 def test_misses_are_described_with_their_thresholds() -> None:
     fired = {"accuracy": 0.794, "low": 0.7, "high": 0.9, "n": 126}
     report = {"hours": 7.7, "fa_per_hour_bound": 0.3894, "confidence": 0.95, "target_fa_per_hour": 0.5}
