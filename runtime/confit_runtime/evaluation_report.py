@@ -79,10 +79,11 @@ def _false_accepts(judged: Sequence[EvaluatedRecording]) -> tuple[npt.NDArray[np
         hours.append(np.full(parts, one.seconds / 3600 / parts))
     if len(groups) == 1:
         return np.concatenate(counts), np.concatenate(hours)
-    return (
-        np.bincount(member, [found.sum() for found in counts]).astype(np.int64),
-        np.bincount(member, [length.sum() for length in hours]),
-    )
+    of_group = np.zeros(len(groups), np.int64), np.zeros(len(groups))
+    for index, found, length in zip(member, counts, hours, strict=True):
+        of_group[0][index] += found.sum()
+        of_group[1][index] += length.sum()
+    return of_group
 
 
 def _location(recording: EvaluatedRecording, heard: SoundEvent) -> dict[str, Any]:
