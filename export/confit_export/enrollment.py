@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from confit_edge.data.corpus import Corpus
 from confit_edge.runs import Run
 from confit_runtime.arrays import Floats, Targets
+from confit_runtime.audio import Pcm
+from confit_runtime.calibration import held_levels
+from confit_runtime.chunk_scorer import ChunkScorer
+from confit_runtime.detect import name_hops, seconds_to_hops
 from confit_runtime.enrollment import Kind
-from confit_runtime.matcher import DEFAULT_MARGIN, DEFAULT_THRESHOLD, Levels, Matcher, mutual_similarity
+from confit_runtime.matcher import (
+    DEFAULT_MARGIN,
+    DEFAULT_THRESHOLD,
+    Levels,
+    Matcher,
+    l2_normalise,
+    mutual_similarity,
+)
+from confit_runtime.model import Model
 
 PRINTS_PER_CLASS, PRINTS_OF_UNKNOWN = 4, 40
 FALSE_ACCEPT_RATE = 0.01
 # fewer do not show what one stranger in a hundred reaches: classes differ, and each gives many trials that are alike
 MIN_TRIALS, MIN_CLASSES = 300, 10
 ENROLLMENT_CLIPS = 3
+STREAM_FALSE_ACCEPTS_PER_HOUR = 5.0  # that a name not yet calibrated makes in background, on average over names
+STREAM_S = 900.0  # of background that is streamed at most, in equal parts of its recordings
+MIN_NAME_HOURS = 1.0  # of background times prints: with less, such a rate cannot be measured
 SPEAKER_COLUMNS = ("speaker", "group")  # a model labelled by one of these distinguishes voices
 
 
@@ -85,6 +102,32 @@ def enrollment_prior(
             other_cohort = cohort[~cohort_targets[:, excluded].any(axis=1)]
             impostor_scores.append(_impostor_score(prints, other_cohort, val[row]))
     return _prior(impostor_scores, likenesses, names)
+
+
+def stream_threshold(model: Model, prints: Floats, recordings: Sequence[Pcm]) -> float | None:
+    """Measure the similarity that a stream of background reaches `STREAM_FALSE_ACCEPTS_PER_HOUR` times for one print.
+
+    Each of `prints [n, dim]`, which must not come from the recordings, is a name of its own: whatever a device enrolls, its
+    prints are sounds like these. A name fires at most once per refractory time, so the stream is cut into stretches of that
+    length, and the highest level at which a name would fire counts in each. None if there is too little background to tell.
+    """
+    contract = model.contract
+    share = round(STREAM_S * contract.sample_rate / max(1, len(recordings)))
+    stretch = max(1, seconds_to_hops(contract, contract.refractory_s))
+    peaks = [np.zeros(0, np.float32)]
+    for recording in recordings:
+        parts = [rows for _, rows in ChunkScorer(model).push(recording[:share], last=True)]
+        if not parts:  # shorter than a window
+            continue
+        scores = l2_normalise(np.concatenate(parts)) @ prints.T
+        firing = held_levels(scores, name_hops(contract))
+        whole = len(firing) // stretch * stretch
+        peaks.append(firing[:whole].reshape(-1, stretch, len(prints)).max(axis=1).ravel())
+    reached = np.concatenate(peaks)
+    stretch_hours = stretch * contract.hop / contract.sample_rate / 3600
+    if len(reached) * stretch_hours < MIN_NAME_HOURS:
+        return None
+    return round(float(np.quantile(reached, 1 - STREAM_FALSE_ACCEPTS_PER_HOUR * stretch_hours)), 4)
 
 
 def speaker_prior(voices: dict[str, Floats], cohort: Floats) -> dict[str, float]:

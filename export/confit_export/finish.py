@@ -13,7 +13,7 @@ import onnx
 from confit_edge.data.corpus import Corpus
 from confit_edge.runs import Run
 from confit_export import thresholds
-from confit_export.enrollment import MIN_CLASSES, MIN_TRIALS, enrollment_prior, gallery_cohort
+from confit_export.enrollment import MIN_CLASSES, MIN_TRIALS, enrollment_prior, gallery_cohort, stream_threshold
 from confit_export.measure import isolated_positives
 from confit_export.model_file import load_provisional, replace_embeddings
 from confit_export.rooms import embed_rooms
@@ -73,6 +73,11 @@ def finish(
             f" (that takes {MIN_TRIALS} trials with {MIN_CLASSES} classes), so names need a cautious similarity of"
             f" {prior['threshold']:.2f}"
         )
+    in_streams = None
+    if kind == "sound":
+        listener = load_provisional(out, graph, replace(contract, min_hops=chosen.min_hops))
+        of_clips = np.array(rows) < len(corpus.train.pcm)  # the others are from the background
+        in_streams = stream_threshold(listener, cohort[of_clips], corpus.background_train + corpus.background_val)
     return replace(
         contract,
         thresholds=chosen.thresholds,
@@ -82,6 +87,7 @@ def finish(
             "enroll": {
                 "kind": kind,
                 **prior,
+                **({} if in_streams is None else {"stream_threshold": in_streams}),
             },
             "detection": chosen.report,
         },

@@ -93,7 +93,11 @@ class OperatingPoint:
 
 
 def count_false_accepts(
-    contract: Contract, recordings: Sequence[Recording], progress: Callable[[float], None] = lambda seconds: None
+    contract: Contract,
+    recordings: Sequence[Recording],
+    progress: Callable[[float], None] = lambda seconds: None,
+    *,
+    release: float = RELEASE,
 ) -> FalseAcceptCounts:
     """Count what every label would fire at every level, in recordings that contain none of them.
 
@@ -105,7 +109,7 @@ def count_false_accepts(
         for rows in recording.pieces:
             firing, smooth = firing_levels(contract, rows)
             for label in labels:
-                events[label, index] += _events_by_level(contract, label, firing[:, label], smooth[:, label])
+                events[label, index] += _events_by_level(contract, label, firing[:, label], smooth[:, label], release)
         done += recording.seconds
         progress(done)
     # with hysteresis a lower level may fire less often (it is armed again later): use the more cautious count
@@ -160,13 +164,18 @@ def firing_levels(contract: Contract, rows: Floats) -> tuple[Floats, Floats]:
     In a single-label model, a label that does not lead fires at no level: minus infinity.
     """
     smooth = np.stack([_moving_mean(column, contract.smoothing_hops) for column in rows.T], axis=1)
-    firing = np.full_like(smooth, -np.inf)
-    if len(rows) >= contract.min_hops:
-        views = np.lib.stride_tricks.sliding_window_view(smooth, contract.min_hops, axis=0)
-        firing[contract.min_hops - 1 :] = views.min(axis=2)
+    firing = held_levels(smooth, contract.min_hops)
     if not contract.multi_label and len(rows):
         firing[smooth < smooth.max(axis=1, keepdims=True)] = -np.inf
     return firing, smooth
+
+
+def held_levels(scores: Floats, hops: int) -> Floats:
+    """The level that `scores [rows, labels]` held over the last `hops` rows; minus infinity for the first `hops - 1` rows."""
+    held = np.full_like(scores, -np.inf)
+    if len(scores) >= hops:
+        held[hops - 1 :] = np.lib.stride_tricks.sliding_window_view(scores, hops, axis=0).min(axis=2)
+    return held
 
 
 def thresholds(contract: Contract, on: npt.NDArray[np.float64]) -> dict[str, dict[str, float]]:
@@ -305,8 +314,11 @@ def _shift_levels(levels: Ints, margin: int) -> Ints:
     return np.clip(levels + margin, 0, len(LEVELS) - 1)
 
 
-def _events_by_level(contract: Contract, label: int, firing: Floats, smooth: Floats) -> Ints:
-    """How often one label fires at each of `LEVELS`: the detector's own rules, for all levels at once."""
+def _events_by_level(contract: Contract, label: int, firing: Floats, smooth: Floats, release: float) -> Ints:
+    """How often one label fires at each of `LEVELS`: the detector's own rules, for all levels at once.
+
+    It is armed again below `release` times the level.
+    """
     level = contract.thresholds[contract.labels[label]]
     refractory = seconds_to_hops(contract, level.get("refractory_s", contract.refractory_s))
     count, armed = np.zeros(len(LEVELS), np.int64), np.ones(len(LEVELS), bool)
@@ -316,7 +328,7 @@ def _events_by_level(contract: Contract, label: int, firing: Floats, smooth: Flo
     if len(indices) > 1:
         since_last[1:] = np.minimum.reduceat(smooth[: indices[-1] + 1], indices[:-1] + 1)
     for row, lowest in zip(indices.tolist(), since_last, strict=True):
-        armed |= lowest < RELEASE * LEVELS
+        armed |= lowest < release * LEVELS
         fires = armed & (firing[row] >= LEVELS) & (row >= silent_until)
         count += fires
         armed &= ~fires

@@ -97,6 +97,7 @@ _ENROLL: dict[str, tuple[str, Check]] = {
     "threshold": _SIMILARITY,
     "margin": _in_range(0, 2),
     "genuine": _SIMILARITY,
+    "stream_threshold": _SIMILARITY,
     "false_accept_rate": _in_range(0, 1),
     "trials": ("a count", _is_count),
     "classes": ("a count", _is_count),

@@ -271,7 +271,7 @@ class NameDetector:
             level,
             level,
             smoothing_hops=1,
-            min_hops=max(2, contract.min_hops),
+            min_hops=name_hops(contract),
             refractory_hops=seconds_to_hops(contract, contract.refractory_s),
             hold_hops=hold.hops(contract, self.labels),
             exclusive=False,
@@ -317,10 +317,15 @@ class NameDetector:
         for row, embedding in zip(scores, embeddings, strict=True):
             if not np.isfinite(embedding).all():
                 continue  # the model failed on this sound: count it as nobody and continue
-            match = self.matcher.match(embedding)
+            match = self.matcher.match(embedding, in_stream=True)
             if match.name is not None:
                 row[self.labels.index(match.name)] = match.score
         return self._detector.push(scores)
+
+
+def name_hops(contract: Contract) -> int:
+    """In how many rows in a row a name must match to fire."""
+    return max(2, contract.min_hops)
 
 
 def seconds_to_hops(contract: Contract, seconds: float) -> int:

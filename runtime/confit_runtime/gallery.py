@@ -19,12 +19,14 @@ from confit_runtime.migrations import Binding, damaged_error, read_binding, writ
 from confit_runtime.model import Model
 from confit_runtime.names import check_new_name, clean_name, format_known_names
 from confit_runtime.prints import (
+    NameCalibration,
     Print,
     PrintCounts,
     check_embeddings,
     check_enrollment,
     contains_prints,
     from_blobs,
+    read_calibrated,
     read_counts,
     read_indexed,
     read_owners,
@@ -226,6 +228,9 @@ class Gallery:
         another name, or to this one with the other sign, is refused. Pass all clips of a voice at once: they are
         refused if the name then has less than `MIN_VOICE_S` seconds of voice.
 
+        A calibration of the name's threshold in streams ends with new prints, because they change its scores; with
+        negative ones it stays, because they only refuse more.
+
         Returns how many prints (or negative prints) the name has now. Raises UsageError, AudioError (too little voice)
         and GalleryError.
         """
@@ -244,6 +249,8 @@ class Gallery:
             name_id = self._id_of(db, name)
             if not negative:
                 db.execute("UPDATE names SET voiced_s = voiced_s + ? WHERE id = ?", (heard_s, name_id))
+            if indices and not negative:
+                db.execute("DELETE FROM calibrated WHERE name_id = ?", (name_id,))
             for at in indices:
                 print_id = db.execute(
                     "INSERT INTO prints (name_id, embedding, source, negative) VALUES (?, ?, ?, ?)",
@@ -378,6 +385,7 @@ class Gallery:
             had = self.counts_of(name)
             db.execute("DELETE FROM audio WHERE print_id IN (SELECT id FROM prints WHERE name_id = ?)", (name_id,))
             db.execute("DELETE FROM prints WHERE name_id = ?", (name_id,))
+            db.execute("DELETE FROM calibrated WHERE name_id = ?", (name_id,))
             self._file.erase_index(db)
             db.execute("DELETE FROM names WHERE id = ?", (name_id,))
             self._file.needs_vacuum = True
@@ -395,11 +403,43 @@ class Gallery:
                 raise UsageError(f"{self.path}: {new!r} is already enrolled: remove it first, or choose another name")
             db.execute("UPDATE names SET name = ? WHERE id = ?", (new, name_id))
 
+    def calibrate(self, thresholds: Mapping[str, float], target_fa_per_hour: float, made: str) -> None:
+        """Store the similarities that names need in a stream, the rate they were chosen for, and the day (an ISO date).
+
+        They replace what was stored for these names. Raises UsageError for a name that is not enrolled, and for a
+        threshold that is not a similarity.
+        """
+        with self.change() as db:
+            for name, threshold in thresholds.items():
+                if not -1.0 <= threshold <= 1.0:
+                    raise UsageError(f"the threshold of {name!r} must be a similarity from -1 to 1, not {threshold!r}")
+                db.execute(
+                    "INSERT OR REPLACE INTO calibrated (name_id, threshold, target_fa_per_hour, made) VALUES (?, ?, ?, ?)",
+                    (self._id_of(db, clean_name(name)), float(threshold), float(target_fa_per_hour), made),
+                )
+
+    def uncalibrate(self, names: Iterable[str] = ()) -> list[str]:
+        """Remove the calibration of some names (of all, if none is given); return the names that had one.
+
+        Raises UsageError for a name that is not enrolled.
+        """
+        with self.change() as db:
+            had = list(read_calibrated(self.path, db))
+            wanted = [clean_name(name) for name in names] or had
+            for name in wanted:
+                db.execute("DELETE FROM calibrated WHERE name_id = ?", (self._id_of(db, name),))
+            return [name for name in had if name in wanted]
+
+    def calibrated(self) -> dict[str, NameCalibration]:
+        """The calibration of each name that has one, sorted by name."""
+        with self._file.reading() as db:
+            return read_calibrated(self.path, db)
+
     def replace_prints(self, model: Model, kind: Kind, names: Mapping[str, tuple[Floats, Floats]]) -> None:
         """Bind the gallery to another model. `names` maps each name to all its prints, in order, and to the new ones.
 
-        Both are `[n, dim]`. Raises UsageError for invalid new prints, and GalleryError if the gallery's prints have
-        changed meanwhile; nothing is changed then.
+        Both are `[n, dim]`. Calibrated thresholds are removed. Raises UsageError for invalid new prints, and
+        GalleryError if the gallery's prints have changed meanwhile; nothing is changed then.
         """
         binding = _binding(model, kind)
         with self._file.lock:
@@ -409,6 +449,7 @@ class Gallery:
                 if {name: [blob for _, blob in prints] for name, prints in held.items()} != read:
                     raise GalleryError(f"{self.path}: was changed meanwhile, so nothing was re-enrolled: try again")
                 self._file.erase_index(db)
+                db.execute("DELETE FROM calibrated")
                 for name, (old, new) in names.items():
                     blobs = to_blobs(check_embeddings(name, new, binding.dim))
                     if len(blobs) != len(old):

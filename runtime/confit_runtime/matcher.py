@@ -65,13 +65,17 @@ class Levels:
 
     `threshold` is the similarity that one stranger in a hundred reaches, or a higher one where too few trials were made to
     tell. `genuine` is how similar the prints of one name were in that measurement (each against the others); None if
-    `threshold` was given by hand. `per_name` holds thresholds given by hand for single names.
+    `threshold` was given by hand. A stream asks many times a second, so each of its rows needs `stream_threshold` as well;
+    None: it needs no more than a clip. `per_name` holds thresholds given by hand for single names. `by_hand` says whether
+    `threshold` was given by hand, for all names: then levels that `calibrate` stored in the gallery do not count.
     """
 
     threshold: float = DEFAULT_THRESHOLD
     margin: float = DEFAULT_MARGIN
     genuine: float | None = None
+    stream_threshold: float | None = None
     per_name: Mapping[str, float] = field(default_factory=dict)
+    by_hand: bool = False
 
     @classmethod
     def of(
@@ -79,7 +83,8 @@ class Levels:
     ) -> Levels:
         """The model's levels, replaced by those given by hand.
 
-        Raises UsageError for a threshold or a margin outside its range.
+        A model of sounds for which no `stream_threshold` was measured gets one halfway from its threshold to 1. Raises
+        UsageError for a threshold or a margin outside its range.
         """
         for given in [*([] if threshold is None else [threshold]), *(own or {}).values()]:
             if not (isinstance(given, Real) and -1.0 <= given <= 1.0):
@@ -87,9 +92,11 @@ class Levels:
         if margin is not None and not (isinstance(margin, Real) and 0.0 <= margin <= 2.0):
             raise UsageError(f"the margin between two similarities must be from 0 to 2, not {margin!r}")
         found = contract.calibration.get("enroll", {})
-        levels = {key: found[key] for key in ("threshold", "margin", "genuine") if key in found}
+        levels = {key: found[key] for key in ("threshold", "margin", "genuine", "stream_threshold") if key in found}
+        if found.get("kind", "sound") == "sound":
+            levels.setdefault("stream_threshold", (1.0 + levels.get("threshold", DEFAULT_THRESHOLD)) / 2.0)
         if threshold is not None:
-            levels = {**levels, "threshold": threshold, "genuine": None}
+            levels = {**levels, "threshold": threshold, "genuine": None, "stream_threshold": None, "by_hand": True}
         return cls(**{**levels, **({} if margin is None else {"margin": margin})}, per_name=own or {})
 
 
@@ -119,13 +126,15 @@ class Matcher:
         search: Search | None = None,
         vetoed: npt.ArrayLike = (),
         vetoes: Floats | None = None,
+        calibrated: Mapping[str, float] | None = None,
     ) -> None:
         """`prints [n, dim]` belong to `names[owners[n]]`, `owners` ascending; `cohort [m, dim]` may be empty.
 
         The negative prints `vetoes [v, dim]` belong to `names[vetoed[v]]`, also ascending. A name may have negative
-        prints only.
+        prints only. `calibrated` holds the thresholds in streams of the names that were calibrated.
         """
         self.names, self.levels = tuple(names), levels
+        self._calibrated = {} if levels.by_hand else calibrated or {}
         self._prints, self._cohort = np.ascontiguousarray(prints), l2_normalise(cohort)
         self._owners = np.asarray(owners, np.int64)
         self._search = search or ExactSearch(self._prints)
@@ -151,13 +160,29 @@ class Matcher:
         """Whether any name has negative prints."""
         return len(self._vetoes) > 0
 
-    def match(self, embedding: npt.ArrayLike) -> Match:
-        """Return the name that an embedding `[dim]` matches. Raises UsageError for another shape, NaN or infinity."""
+    def match(self, embedding: npt.ArrayLike, *, in_stream: bool = False) -> Match:
+        """Return the name that an embedding `[dim]` matches: of a clip or, with `in_stream`, of a row of a stream.
+
+        The two differ in the threshold of a name. Raises UsageError for another shape, NaN or infinity.
+        """
         query = self._query(embedding)
         ranking = self._ranking(query)
         if not ranking:
             return Match(None, "nobody", None, 0.0, None, None, None, self.levels.threshold)
-        return self._answer(query, ranking[0], ranking[1] if len(ranking) > 1 else None, self.levels.margin)
+        second = ranking[1] if len(ranking) > 1 else None
+        return self._answer(query, ranking[0], second, self.levels.margin, in_stream=in_stream)
+
+    def stream_threshold(self, name: str, *, calibrated: bool = True) -> float:
+        """The similarity that an enrolled name needs in a stream.
+
+        It is the one given by hand, else the calibrated one (unless that is not wanted), else the model's, which is at
+        least that of a clip.
+        """
+        by_hand, of_clips = name in self.levels.per_name, self._threshold(self.names.index(name))
+        if calibrated and not by_hand and name in self._calibrated:
+            return self._calibrated[name]
+        of_model = self.levels.stream_threshold
+        return of_clips if by_hand or of_model is None else max(of_clips, of_model)
 
     def verify(self, name: str, embedding: npt.ArrayLike) -> Match:
         """Whether an embedding `[dim]` is `name`: the answer's `name` is that or None, `score` is that name's.
@@ -195,10 +220,17 @@ class Matcher:
         return l2_normalise(query)
 
     def _answer(
-        self, query: Floats, best: tuple[float, int], second: tuple[float, int] | None, least_margin: float
+        self,
+        query: Floats,
+        best: tuple[float, int],
+        second: tuple[float, int] | None,
+        least_margin: float,
+        *,
+        in_stream: bool = False,
     ) -> Match:
         score, index = best
-        name, threshold = self.names[index], self._threshold(index)
+        name = self.names[index]
+        threshold = self.stream_threshold(name) if in_stream else self._threshold(index)
         runner_up = runner_up_score = margin = None
         if second is not None:
             runner_up, runner_up_score = self.names[second[1]], second[0]

@@ -11,7 +11,7 @@ from pathlib import Path
 from confit_runtime.errors import GalleryBusyError, GalleryError
 from confit_runtime.search import erase_index, index_path
 
-SCHEMA = 4
+SCHEMA = 5
 APPLICATION_ID = int.from_bytes(b"cfeg", "big")
 
 _AUDIO = "CREATE TABLE audio (print_id INTEGER PRIMARY KEY REFERENCES prints ON DELETE CASCADE, flac BLOB NOT NULL)"
@@ -19,6 +19,11 @@ _AUDIO = "CREATE TABLE audio (print_id INTEGER PRIMARY KEY REFERENCES prints ON 
 _INDEX_FILE = "CREATE TABLE index_file (digest TEXT NOT NULL)"
 # who has a print is looked up at each enrollment; its first two numbers distinguish it from nearly all others
 _PREFIX_INDEX = "CREATE INDEX prints_by_beginning ON prints (substr(embedding, 1, 8))"
+# what `calibrate` found: the similarity that a name needs in a stream, for which rate of false accepts, on which day
+_CALIBRATED = (
+    "CREATE TABLE calibrated (name_id INTEGER PRIMARY KEY REFERENCES names ON DELETE CASCADE,"
+    " threshold REAL NOT NULL, target_fa_per_hour REAL NOT NULL, made TEXT NOT NULL)"
+)
 _TABLES = (
     # kind: what the names are, speaker or sound; empty in files of older schemas, which did not record it
     "CREATE TABLE binding (embedding_id TEXT NOT NULL, dim INTEGER NOT NULL, model TEXT NOT NULL, kind TEXT NOT NULL)",
@@ -30,6 +35,7 @@ _TABLES = (
     _AUDIO,
     _INDEX_FILE,
     _PREFIX_INDEX,
+    _CALIBRATED,
 )
 
 # as found in files of older schemas, and after their migration
@@ -69,8 +75,13 @@ def _to_4(db: sqlite3.Connection) -> None:
     db.execute(_PREFIX_INDEX)
 
 
+def _to_5(db: sqlite3.Connection) -> None:
+    """Schema 4 had no calibrated names."""
+    db.execute(_CALIBRATED)
+
+
 # by the schema they lead to
-_MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {2: _to_2, 3: _to_3, 4: _to_4}
+_MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {2: _to_2, 3: _to_3, 4: _to_4, 5: _to_5}
 
 
 @dataclass(frozen=True)

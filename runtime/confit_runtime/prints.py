@@ -201,6 +201,25 @@ def read_counts(path: Path, db: sqlite3.Connection, name: str | None = None) -> 
     return {name: PrintCounts(prints, negatives) for name, prints, negatives in rows}
 
 
+@dataclass(frozen=True)
+class NameCalibration:
+    """The similarity that a name needs in a stream, the rate of false accepts it was chosen for, and the day (ISO)."""
+
+    threshold: float
+    target_fa_per_hour: float
+    made: str
+
+
+def read_calibrated(path: Path, db: sqlite3.Connection) -> dict[str, NameCalibration]:
+    """The calibration of each name that has one, sorted by name. Raises GalleryError for invalid contents."""
+    rows = db.execute(
+        "SELECT name, threshold, target_fa_per_hour, made FROM calibrated JOIN names ON name_id = names.id ORDER BY name"
+    ).fetchall()
+    if any([type(value) for value in row] != [str, float, float, str] for row in rows):
+        raise damaged_error(path)
+    return {name: NameCalibration(*values) for name, *values in rows}
+
+
 def read_owners(db: sqlite3.Connection, blobs: Iterable[bytes]) -> dict[bytes, set[str]]:
     """For each of these prints, the names that have it."""
     found: dict[bytes, set[str]] = {blob: set() for blob in blobs}

@@ -6,6 +6,7 @@ import logging
 import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,7 +18,14 @@ from confit_runtime.matcher import Levels, Matcher
 from confit_runtime.migrations import Binding, damaged_error, read_index_digest
 from confit_runtime.model import Model
 from confit_runtime.names import check_new_name, clean_name
-from confit_runtime.prints import StoredPrints, list_prints, owner_indices, read_prints, refresh_prints
+from confit_runtime.prints import (
+    StoredPrints,
+    list_prints,
+    owner_indices,
+    read_calibrated,
+    read_prints,
+    refresh_prints,
+)
 from confit_runtime.search import IncrementalSearch, IndexSearch, Search
 
 log = logging.getLogger(__name__)
@@ -138,10 +146,11 @@ class ReloadingMatcher:
             owner_indices(path, list(names), own.owners),
             own.prints,
             self._cohort(binding),
-            levels=self._levels,
+            levels=self._levels if self._is_of_sounds(binding) else replace(self._levels, stream_threshold=None),
             search=self._search(own, before, read_index_digest(db)),
             vetoed=owner_indices(path, list(names), negative.owners),
             vetoes=negative.prints,
+            calibrated={name: one.threshold for name, one in read_calibrated(path, db).items()},
         )
         self._read_names, self._stored, self._last_search = names, (own, negative), matcher.search
         return matcher
@@ -179,9 +188,10 @@ class ReloadingMatcher:
     def _cohort(self, binding: Binding) -> Floats:
         """Embeddings of what is not enrolled: the model's own sounds and, for sounds, quiet rooms."""
         cohort = self._model.cohort
-        if (binding.kind or model_kind(self._model.contract)) == "speaker":
-            return cohort
-        return np.concatenate([cohort, self._model.quiet])
+        return np.concatenate([cohort, self._model.quiet]) if self._is_of_sounds(binding) else cohort
+
+    def _is_of_sounds(self, binding: Binding) -> bool:
+        return (binding.kind or model_kind(self._model.contract)) == "sound"
 
     def _checked_name(self, name: object) -> str:
         """A name to be used in answers. Raises GalleryError for one that cannot be enrolled."""

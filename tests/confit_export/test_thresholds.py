@@ -19,7 +19,7 @@ from confit_edge.pairtune.session import train
 from confit_edge.recipe import Recipe
 from confit_edge.runs import Run
 from confit_export import finish, thresholds
-from confit_export.enrollment import cohort_rows, enrollment_prior, gallery_cohort, kind_of_run
+from confit_export.enrollment import cohort_rows, enrollment_prior, gallery_cohort, kind_of_run, stream_threshold
 from confit_export.export import Exported, export_run
 from confit_export.thresholds import Setting, choose, strictest, validation_stream
 from confit_runtime import load
@@ -340,6 +340,27 @@ def test_the_unknown_class_is_not_enrolled_but_is_a_stranger() -> None:
     assert found["trials"] == 2 * 6
     alike = [mutual_similarity(clips[first : first + 3]) for first in (0, 3)]
     assert found["genuine"] == pytest.approx(np.mean(alike), abs=1e-4)
+
+
+def test_the_level_of_streams_is_what_background_reaches_five_times_an_hour(tmp_path: Path) -> None:
+    model, rng = load(tiny_model.build(tmp_path / "tiny.onnx", min_hops=3)), np.random.default_rng(0)
+    pitches = rng.choice(tiny_model.BANDS, 240)
+    background = np.concatenate([tiny_model.tone(pitch, 0.3, level=rng.uniform(0.05, 0.5)) for pitch in pitches])
+    background += (1e-3 * rng.standard_normal(len(background))).astype(np.float32)
+    prints = unit(model.rows(background, 16_000)[1][::45][:80] + 0.1 * rng.standard_normal((80, 8)))
+    level = stream_threshold(model, prints, [background[: len(background) // 2], background[len(background) // 2 :]])
+    assert level is not None
+    peaks = []
+    for recording in (background[: len(background) // 2], background[len(background) // 2 :]):
+        rows = model.rows(recording, 16_000)[1]
+        for print_ in prints:
+            scores = [float(row @ print_ / np.linalg.norm(row)) for row in rows]
+            held = [min(scores[at - 2 : at + 1]) if at >= 2 else -1.0 for at in range(len(scores))]
+            peaks += [max(held[at : at + 10]) for at in range(0, len(held) - 9, 10)]  # the refractory time is 0.2 s
+    allowed = round(5 * len(peaks) * 0.2 / 3600)
+    assert sorted(peaks)[-allowed - 1] - 1e-4 < level < sorted(peaks)[-allowed + 1] + 1e-4
+    assert stream_threshold(model, prints[:2], [background]) is None  # too little to tell
+    assert stream_threshold(model, prints, [background[:500]]) is None
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from confit_runtime.gallery_file import BUSY_TIMEOUT_S, make_file
 from confit_runtime.matcher import Levels, Matcher
 from confit_runtime.migrations import SCHEMA, Binding
 from confit_runtime.names import clean_name
+from confit_runtime.prints import NameCalibration
 from confit_runtime.transfer import export_names, import_names
 from tests import tiny_model
 from tests.tiny_model import RATE, Floats, silence, tone
@@ -896,3 +897,71 @@ def test_negative_prints_have_no_owner(path: Path, model: Model) -> None:
         gallery.enroll("low", random_prints(1), sources=["tv"], voiced_s=0.0, negative=True)
         (negative,) = gallery.blobs("low", negative=True)
         assert gallery.owners([negative, *gallery.blobs("ada", negative=False)]) == {"ada"}
+
+
+# calibrated thresholds in streams
+
+
+def test_a_calibrated_threshold_holds_in_streams_until_the_prints_change(tmp_path: Path, model: Model) -> None:
+    east, north, up = np.eye(DIM, dtype=np.float32)[:3]
+    near = (0.9 * east + np.sqrt(0.19) * up).astype(np.float32)
+    path = tmp_path / "gallery.db"
+    with Gallery.open(path, model, create=True) as gallery:
+        gallery.enroll("east", east[None], sources=["e"], voiced_s=1.0)
+        gallery.enroll("north", north[None], sources=["n"], voiced_s=1.0)
+        assert gallery.matcher.match(near, in_stream=True).name == "east"
+        assert gallery.matcher.stream_threshold("east") == pytest.approx(0.8)  # halfway from the model's 0.6 to 1
+        gallery.calibrate({"east": 0.95}, 0.5, "2026-01-31")
+        answer = gallery.matcher.match(near, in_stream=True)
+        assert (answer.name, answer.reason, answer.threshold) == (None, "too low", 0.95)
+        assert gallery.match(near).name == "east"  # of a clip
+        assert gallery.calibrated() == {"east": NameCalibration(0.95, 0.5, "2026-01-31")}
+        assert gallery.matcher.stream_threshold("north") == pytest.approx(0.8)
+
+        gallery.rename("east", "orient")
+        gallery.enroll("orient", up[None], sources=["tv"], voiced_s=1.0, negative=True)
+        assert list(gallery.calibrated()) == ["orient"]
+        with Gallery.open(path, model, thresholds={"orient": 0.7}) as by_hand:
+            assert by_hand.matcher.stream_threshold("orient") == 0.7
+        with Gallery.open(path, model, threshold=0.65) as by_hand:
+            assert by_hand.matcher.stream_threshold("orient") == 0.65
+        export_names(gallery, [], tmp_path / "out.db")
+        with Gallery.open(tmp_path / "out.db") as other:
+            assert other.calibrated() == {}
+        gallery.enroll("orient", near[None], sources=["more"], voiced_s=1.0)
+        assert gallery.calibrated() == {}
+
+        gallery.calibrate({"orient": 0.9, "north": 0.9}, 1.0, "2026-01-31")
+        assert gallery.uncalibrate(["north"]) == ["north"]
+        gallery.remove("orient")
+        assert gallery.uncalibrate() == []
+        with pytest.raises(UsageError, match="nobody is enrolled as 'orient'"):
+            gallery.calibrate({"orient": 0.9}, 1.0, "2026-01-31")
+        with pytest.raises(UsageError, match="similarity from -1 to 1"):
+            gallery.calibrate({"north": 1.5}, 1.0, "2026-01-31")
+
+
+def test_a_damaged_calibration_is_reported(tmp_path: Path, model: Model) -> None:
+    path = tmp_path / "gallery.db"
+    with Gallery.open(path, model, create=True) as gallery:
+        gallery.enroll("east", np.eye(DIM, dtype=np.float32)[:1], sources=["e"], voiced_s=1.0)
+        gallery.calibrate({"east": 0.95}, 0.5, "2026-01-31")
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE calibrated SET threshold = 'high'")
+    with pytest.raises(GalleryError, match="is damaged"):
+        Gallery.open(path, model)
+
+
+def test_the_level_of_streams_is_that_of_sounds_only(tmp_path: Path, tiny: Path) -> None:
+    changed = {"kind": "sound", "threshold": 0.6, "stream_threshold": 0.9}
+    for kind, enroll, expected in (
+        ("sound", changed, 0.9),
+        ("speaker", changed, 0.6),  # a gallery of voices with this model
+        ("sound", {"kind": "sound", "threshold": 0.6, "stream_threshold": 0.5}, 0.6),  # no lower than for a clip
+        ("speaker", {"kind": "speaker", "threshold": 0.6}, 0.6),
+    ):
+        model = load(tiny_model.build(tmp_path / "tiny.onnx", calibration={"enroll": enroll}))
+        path = tmp_path / f"{kind}-{expected}-{len(enroll)}.db"
+        with Gallery.open(path, model, create=True, kind=kind) as gallery:
+            gallery.enroll("east", np.eye(DIM, dtype=np.float32)[:1], sources=["e"], voiced_s=5.0)
+            assert gallery.matcher.stream_threshold("east") == pytest.approx(expected)

@@ -315,7 +315,9 @@ def test_an_index_of_an_older_version_is_made_again(
         gallery.enroll("ada", prints := random_prints(3), sources=["x"] * 3, voiced_s=5.0)
         gallery.build_index()
     with closing(sqlite3.connect(path)) as db:
-        db.executescript("DROP TABLE index_file; DROP INDEX prints_by_beginning; PRAGMA user_version = 3")
+        db.executescript(
+            "DROP TABLE calibrated; DROP TABLE index_file; DROP INDEX prints_by_beginning; PRAGMA user_version = 3"
+        )
     with Gallery.open(path, model) as gallery:
         assert gallery.match(prints[0]).nearest == "ada"
         assert "make it again with `confit-edge gallery index`; comparing with every print instead" in caplog.text
