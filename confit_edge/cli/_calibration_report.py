@@ -132,7 +132,7 @@ def lowered_thresholds(contract: Contract, chosen: OperatingPoint) -> str:
 
 
 def cautions(
-    counts: FalseAcceptCounts, chosen: OperatingPoint, contract: Contract, recordings: Sequence[Recording]
+    counts: FalseAcceptCounts, chosen: OperatingPoint, contract: Contract, recordings: Sequence[Recording], alone: str
 ) -> list[str]:
     """Warnings, judged by the thresholds that `contract` came with.
 
@@ -170,10 +170,7 @@ def cautions(
             else ""
         )
         what = f" far above every score they reached: {_list_largest(raised)}" if raised else ""
-        warnings.append(
-            f"the margin common to all labels raised their thresholds{what}.{by} To calibrate one label by itself, into a"
-            " copy of the model: --only LABEL --bake LABEL.onnx"
-        )
+        warnings.append(f"the margin common to all labels raised their thresholds{what}.{by} {alone}")
     files = {file for recording in recordings for file, _ in recording.places}
     if len(files) < MIN_GROUPS:
         warnings.append(
@@ -194,13 +191,13 @@ def _list_largest(found: list[tuple[int, str]]) -> str:
     return format_list([text for _, text in sorted(found, key=lambda one: -one[0])], SHOWN)
 
 
-def print_table(contract: Contract, report: dict[str, Any]) -> None:
-    print(f"{'label':<16}{'threshold':>10}{'false accepts':>15}{'false rejects':>15}")
+def print_table(contract: Contract, report: dict[str, Any], noun: str) -> None:
+    print(f"{noun:<16}{'threshold':>10}{'false accepts':>15}{'false rejects':>15}")
     for label, row in report["by_label"].items():
         threshold = f"{row['threshold']:.4f}" if row["fires"] else "never"
         print(f"{label:<16}{threshold:>10}{row['false_accepts']:>15}{_percent(row):>15}")
     print(
-        f"at most {report['fa_per_hour_bound']:.2f} false accepts per hour for all labels together"
+        f"at most {report['fa_per_hour_bound']:.2f} false accepts per hour for all {noun}s together"
         f" ({100 * report['confidence']:g} % confidence), from {report['hours']:.2f} hours in"
         f" {format_count(report['recordings'], 'recording')}"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,7 +12,9 @@ import typer
 from confit_runtime.formatting import format_count
 
 if TYPE_CHECKING:
+    from confit_runtime.gallery import Gallery
     from confit_runtime.matcher import Match
+    from confit_runtime.model import Model
     from confit_runtime.prints import PrintCounts
 
 GALLERY = Path("gallery.db")  # the default of --gallery
@@ -31,6 +35,20 @@ Threshold = Annotated[
         metavar="SIMILARITY", help="Similarity that a name needs, from -1 to 1, instead of the calibrated one."
     ),
 ]
+
+
+@contextmanager
+def open_names(gallery: Path | None, model: Model, thresholds: dict[str, float]) -> Iterator[Gallery | None]:
+    """The gallery of `--gallery` if there is one; `thresholds` of labels, which are not enrolled, are left out."""
+    if gallery is None:
+        yield None
+        return
+    from confit_runtime.gallery import Gallery
+
+    with Gallery.open(gallery) as unread:
+        own = {name: level for name, level in thresholds.items() if name in unread.names()}
+    with Gallery.open(gallery, model, thresholds=own) as opened:
+        yield opened
 
 
 def prints_text(count: int, negative: bool = False) -> str:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from shlex import quote
 
 from confit_edge.cli._console import Bar, say
 from confit_edge.data.manifest import Clip, check_columns, check_not_times, labels_of
 from confit_edge.data.tables import read_table
-from confit_runtime.audio import load_clip, sound_seconds
+from confit_runtime.arrays import Floats
+from confit_runtime.audio import Pcm, load_clip, sound_seconds
 from confit_runtime.calibration import Positive, firing_label_indices, score_positive
 from confit_runtime.contract import Contract
 from confit_runtime.errors import UsageError, clip_errors
 from confit_runtime.formatting import format_count, format_list
 from confit_runtime.labels import LabelledRecording, csv_columns, has_label_file
-from confit_runtime.model import Model
-from confit_runtime.recordings import clip_rows
 from confit_runtime.scoring import SoundEvent
 from confit_runtime.sources.files import find_sound_files
 
@@ -97,12 +96,12 @@ def holds_clips(source: Path) -> bool:
     return ("label" in columns or "labels" in columns) and not any(name.startswith("start") for name in columns)
 
 
-def clips_as_recordings(source: Path, contract: Contract) -> list[LabelledRecording]:
+def clips_as_recordings(source: Path, contract: Contract, names: Sequence[str] = ()) -> list[LabelledRecording]:
     """The clips of a manifest or of a class folder as recordings of one sound each, from their beginning to their end.
 
     If there are clips of test, only those. Raises UsageError, and AudioError on a clip that cannot be opened as sound.
     """
-    wanted = [contract.labels[place] for place in firing_label_indices(contract)]
+    wanted = [*contract.can_fire, *names]
     clips, recordings = _read_clips(source, None, None), list[LabelledRecording]()
     if not clips:
         raise UsageError(f"{source}: lists no clips")
@@ -151,13 +150,15 @@ def _labels(clips: list[Clip]) -> set[str]:
     return {label for clip in clips for label in clip.labels}
 
 
-def hear(loaded: Model, contract: Contract, clips: Sequence[Clip], json_lines: bool) -> list[Positive]:
-    """What the model hears of each label that can fire in each clip."""
+def hear(
+    contract: Contract, clips: Sequence[Clip], score_clip: Callable[[Pcm], Floats], json_lines: bool
+) -> list[Positive]:
+    """What is heard of each label that can fire in each clip, which `score_clip` turns into score rows."""
     wanted, heard = {contract.labels[place] for place in firing_label_indices(contract)}, []
     with Bar(json_lines, before="clips") as bar:
         for done, clip in enumerate(clips, start=1):
             with clip_errors(clip.path):
-                rows = clip_rows(loaded, load_clip(clip.path, contract.sample_rate))
+                rows = score_clip(load_clip(clip.path, contract.sample_rate))
             for label in clip.labels:
                 if label in wanted:
                     heard.append(score_positive(contract, label, clip.group, rows, clip.labels))

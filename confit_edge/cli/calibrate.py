@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,7 @@ from confit_runtime.formatting import format_count
 from confit_runtime.names import closest_name, format_known_names, normalise
 
 if TYPE_CHECKING:
+    from confit_edge.cli._calibration_targets import CalibrationTarget
     from confit_edge.data.manifest import Clip
     from confit_runtime.contract import Contract
     from confit_runtime.model import Model
@@ -50,11 +51,19 @@ def calibrate(
     target_fa_per_hour: Annotated[
         float, typer.Option(metavar="RATE", help="Most false accepts per hour that the whole model may make.")
     ] = 0.5,
+    gallery: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Set the thresholds of the names enrolled in this gallery, and store them in it, instead of those of labels.",
+        ),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
             metavar="LABEL",
-            help="Let only this label fire; may be repeated. Fewer labels then share the allowed false accepts.",
+            help="Let only this label fire; may be repeated. Fewer labels then share the allowed false accepts. With"
+            " --gallery: set the threshold of this name only; the others keep theirs and are not counted.",
         ),
     ] = None,
     lower: Annotated[
@@ -108,6 +117,9 @@ def calibrate(
     --threshold keeps a threshold that you chose, for example one that you tried with `listen --threshold`: it is recorded as
     set by hand, and promises nothing unless --negatives measure it.
 
+    With --gallery it sets the thresholds of the enrolled names by the same method, and writes them into the gallery; the labels
+    stay as they are. They hold in streams (`listen`, `evaluate`); `identify` and `verify` ask about clips and keep their own.
+
     Examples:
 
         confit-edge calibrate words.onnx --negatives radio/ --negatives kitchen.flac
@@ -115,12 +127,14 @@ def calibrate(
         confit-edge calibrate words.onnx --negatives radio/ --only stop --only seven
         confit-edge calibrate digits --negatives radio/ --bake my-digits.onnx
         confit-edge calibrate words.onnx --threshold marvin=0.3
+        confit-edge calibrate digits --gallery words.db --negatives radio/
 
     Next: `confit-edge evaluate` on labelled recordings, or `confit-edge listen`.
     """
     import dataclasses
 
     from confit_edge.cli import _calibration_report as calibration_report
+    from confit_edge.cli._calibration_targets import labels_target, names_target
     from confit_edge.cli._positives import hear, read_positives
     from confit_runtime import load
     from confit_runtime.calibration import (
@@ -140,17 +154,22 @@ def calibrate(
 
     _check(target_fa_per_hour, confidence, bake, plot)
     general, own = parse_thresholds(threshold or [])
-    if not negatives:
+    if gallery is not None:
+        _check_of_names(negatives, threshold, bake)
+    elif not negatives:
         _check_by_hand(threshold, only, lower, plot)
     if positives is None and (label_column or group_column):
         raise UsageError(
             "--label-column and --group-column are columns of --positives: give --positives too, or leave them out"
         )
     loaded = load(model, calibrated=False)
-    check_labels(model, loaded.contract.can_fire, "no thresholds to set")
-    if bake is None and not Path(model).is_file():
+    if gallery is None:
+        check_labels(model, loaded.contract.can_fire, "no thresholds to set")
+    if gallery is None and bake is None and not Path(model).is_file():
         raise UsageError(f"{model}: is a shipped model; calibrate a copy of it with --bake OUT.onnx")
-    if bake is None:
+    if gallery is not None:
+        _check_place(gallery, "copy it to another folder")
+    elif bake is None:
         _check_place(device_path(loaded.path), "write a copy to another folder with --bake OUT.onnx")
     else:
         _check_place(bake, "name another folder for --bake OUT.onnx")
@@ -160,7 +179,8 @@ def calibrate(
         check_no_device_file(bake)
     if not negatives:  # change the thresholds in force, which another calibration may have set
         loaded = load(model)
-    contract = _only(loaded.contract, only) if only else loaded.contract
+    of = labels_target(loaded, bake) if gallery is None else names_target(loaded, gallery, only or [])
+    contract = _only(of.contract, only) if only else of.contract
     check_fire(own, [loaded])
     by_hand = _by_hand(loaded, contract, general, own)
     came_with = {label: level["on"] for label, level in contract.thresholds.items()}
@@ -169,14 +189,14 @@ def calibrate(
     with failed_clip_reported(json):
         clips = read_positives(positives, contract, label_column, group_column) if positives else []
     if not negatives:
-        _set_by_hand(loaded, contract, by_hand, clips, confidence, bake, json)
+        _set_by_hand(loaded, contract, by_hand, clips, confidence, of, json)
         return
     paths = find_clips(negatives)
     with failed_clip_reported(json), Bar(json, before="hours") as bar:
         recordings = score_recordings(
             loaded,
             paths,
-            RowCache.default(),
+            RowCache.default(of.output),
             lambda name, done, whole: bar.show("streaming", whole, done, hours=f"{done / 3600:.1f} h"),
         )
         whole = sum(recording.seconds for recording in recordings)
@@ -185,23 +205,25 @@ def calibrate(
             bar.show("counting false accepts", whole, done, hours=f"{done / 3600:.1f} h")
 
         show_progress(0.0)
-        places, counts = firing_label_indices(contract), count_false_accepts(contract, recordings, show_progress)
+        recordings, places = of.score_recordings(recordings), firing_label_indices(contract)
+        counts = count_false_accepts(contract, recordings, show_progress, release=of.release)
     indices = {contract.labels.index(label): level["on"] for label, level in by_hand.items()}
     target = target_fa_per_hour if calibrated.can_fire else float("inf")
     chosen = choose_operating_point(counts.without(indices), target, confidence)
     kept = "" if lower else calibration_report.lowered_thresholds(calibrated, chosen)
     if not lower:
         chosen = dataclasses.replace(chosen, lowest=on_thresholds(contract))
-    beware = calibration_report.cautions(counts.without(indices), chosen, calibrated, recordings)
+    beware = calibration_report.cautions(counts.without(indices), chosen, calibrated, recordings, of.alone)
     chosen = set_by_hand(chosen, counts, indices, confidence)
     contract = dataclasses.replace(contract, thresholds={**thresholds(contract, chosen.thresholds), **by_hand})
     with failed_clip_reported(json):
-        heard = hear(loaded, contract, clips, json)
+        heard = hear(contract, clips, of.score_clip, json)
     report = {
         **calibration_report.report(contract, places, counts, chosen, heard, confidence, came_with),
         "target_fa_per_hour": target_fa_per_hour,
         "confidence": confidence,
         "met": chosen.met and chosen.bound <= target_fa_per_hour,
+        **({} if gallery is None else {"gallery": str(gallery)}),
         **({"by_hand": {label: level["on"] for label, level in by_hand.items()}} if by_hand else {}),
     }
     curve = det_curve(counts, chosen, contract, heard, confidence)
@@ -218,9 +240,9 @@ def calibrate(
             f" takes {hours + chosen.more_hours:.2f} hours, {chosen.more_hours:.2f} more; these hours are enough for"
             f" --target-fa-per-hour {_rounded_up(chosen.bound):g}"
         )
-    written = _write(loaded, contract, {**report, "det": curve}, bake)
+    written = of.write(contract, {**report, "det": curve})
     if not json:
-        calibration_report.print_table(contract, report)
+        calibration_report.print_table(contract, report, of.noun)
         calibration_report.print_lower_thresholds(report)
     if not report["met"]:
         say(
@@ -232,12 +254,17 @@ def calibrate(
             f"kept at the threshold the model came with, because these recordings hold too little that sounds like it: {kept}."
             " If they hold everything the device will ever hear, --lower lowers these thresholds, so that fewer sounds are missed"
         )
-    _print_written(written, loaded, bake)
+    say(written)
 
 
-def _print_written(written: Path, loaded: Model, bake: Path | None) -> None:
-    undo = "" if bake else f"; programs that load {loaded.path.name} use its thresholds until you remove it"
-    say(f"wrote {written}{undo}")
+def _check_of_names(negatives: list[str] | None, threshold: list[str] | None, bake: Path | None) -> None:
+    """Raise UsageError for options that do not fit --gallery."""
+    if threshold:
+        raise UsageError("--threshold sets thresholds of labels; for enrolled names give it to `listen`")
+    if bake is not None:
+        raise UsageError("--bake writes thresholds of labels, and --gallery sets those of names; give one of the two")
+    if not negatives:
+        raise UsageError("--negatives is missing: give recordings without the enrolled sounds")
 
 
 def _check_by_hand(threshold: list[str] | None, only: list[str] | None, lower: bool, plot: Path | None) -> None:
@@ -269,7 +296,7 @@ def _set_by_hand(
     by_hand: dict[str, dict[str, float]],
     clips: list[Clip],
     confidence: float,
-    bake: Path | None,
+    of: CalibrationTarget,
     json: bool,
 ) -> None:
     """Write the thresholds of `contract`, some set by hand and measured on no recordings; report what they miss of the clips."""
@@ -278,7 +305,7 @@ def _set_by_hand(
 
     before = loaded.contract.calibration.get("device", {})
     with failed_clip_reported(json):
-        heard = hear(loaded, contract, clips, json)
+        heard = hear(contract, clips, of.score_clip, json)
     report = {
         **report_by_hand(contract, list(by_hand), heard, confidence),
         "by_hand": {**before.get("by_hand", {}), **{label: level["on"] for label, level in by_hand.items()}},
@@ -296,7 +323,7 @@ def _set_by_hand(
         report["calibrated"] = before.get("calibrated") or {
             key: before[key] for key in ("made", "hours", "target_fa_per_hour", "fa_per_hour_bound") if key in before
         }
-    _print_written(_write(loaded, contract, report, bake), loaded, bake)
+    say(of.write(contract, report))
 
 
 def _check(target: float, confidence: float, bake: Path | None, plot: Path | None) -> None:
@@ -352,40 +379,6 @@ def _only(contract: Contract, labels: Sequence[str]) -> Contract:
                 " made from"
             )
     return restrict_to_labels(contract, labels)
-
-
-def _write(loaded: Model, contract: Contract, report: dict[str, Any], bake: Path | None) -> Path:
-    """Write the device file, or with `bake` a copy of the model with the thresholds in its contract; return its path."""
-    import dataclasses
-    import datetime
-
-    from confit_edge import __version__
-    from confit_runtime import device_file
-    from confit_runtime.contract import read_sealed, seal
-    from confit_runtime.files import write_atomic
-
-    if bake is not None:
-        calibration = {**contract.calibration, "device": report}
-        baked = dataclasses.replace(contract, name=bake.stem, calibration=calibration)
-        model = loaded.path.read_bytes()
-        write_atomic(bake, seal(model[: read_sealed(model).graph_size], baked))
-        return bake
-    path = device_file.device_path(loaded.path)
-    made = device_file.DeviceFile(
-        schema=device_file.SCHEMA,
-        model=contract.name,
-        model_digest=loaded.digest,
-        embedding_id=contract.embedding_id,
-        thresholds=contract.thresholds,
-        smoothing_hops=contract.smoothing_hops,
-        min_hops=contract.min_hops,
-        refractory_s=contract.refractory_s,
-        report=report,
-        made=datetime.date.today().isoformat(),
-        version=__version__,
-    )
-    write_atomic(path, made.to_json().encode())
-    return path
 
 
 def _rounded_up(rate: float) -> float:

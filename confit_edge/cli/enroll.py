@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -164,7 +165,7 @@ def enroll(
             )
             there = opened
         assert there is not None  # prints are only left out if a gallery has them
-        total = there.counts_of(name)[negative]
+        total, calibrated = there.counts_of(name)[negative], name in there.calibrated()
     if json:
         emit(
             "enrolled",
@@ -180,6 +181,11 @@ def enroll(
         kept = "; their audio is not kept" if keep_audio else ""
         say(f"{prints_text(left_out, negative)} left out: already enrolled as {name}, or given twice{kept}")
     say(f"{gallery} holds {prints_text(total, negative)} of {name}")
+    if not calibrated and not negative and settled == "sound":
+        command = f"confit-edge calibrate {model} --gallery {quote(str(gallery))} --negatives DIR"
+        say(
+            f"how often {name} fires falsely in your own background is unknown: `{command}` measures it and sets a threshold"
+        )
 
 
 def _check_options(clips: list[str] | None, mic: bool, for_mic: dict[str, object]) -> None:

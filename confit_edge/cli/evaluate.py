@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from confit_edge.cli._console import Bar, Json, emit, failed_clip_reported, print_line, say, say_failed
+from confit_edge.cli._gallery_options import open_names
 from confit_edge.cli._sources import warn_about_narrow_clips
 from confit_edge.cli._thresholds import (
     FIRE_AT,
@@ -25,6 +26,8 @@ from confit_runtime.names import closest_name
 
 if TYPE_CHECKING:
     from confit_runtime.contract import Contract
+    from confit_runtime.evaluation import EvaluatedRecording
+    from confit_runtime.gallery import Gallery
     from confit_runtime.labels import LabelledRecording
 
 SHOWN = 5  # places printed of false accepts and of missed sounds; --json lists all
@@ -43,13 +46,18 @@ def evaluate(
     threshold: Annotated[
         list[str] | None, typer.Option(metavar="[LABEL=]VALUE", help=f"{FIRE_AT} May be repeated.")
     ] = None,
+    gallery: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also count the names enrolled in this gallery, as labels of their own."),
+    ] = None,
     confidence: Annotated[float, typer.Option(metavar="SHARE", help="Confidence of the intervals.")] = 0.95,
     json: Json = False,
 ) -> None:
     """Measure false accepts and misses on labelled recordings or clips.
 
     It prints false accepts per hour, false rejects by label and by signal-to-noise ratio, latency, and what fired for what.
-    The model listens as `listen` does, with the thresholds of its device file if it has one.
+    The model listens as `listen` does, with the thresholds of its device file if it has one. With --gallery, enrolled names
+    count too, each with its false accepts per hour.
 
     - A detection is correct from a quarter of a second before a sound with its label until a second after the sound's end.
     - Every other detection is a false accept; two within a second count as one.
@@ -76,6 +84,7 @@ def evaluate(
         confit-edge evaluate words.onnx clips/
         confit-edge evaluate words.onnx kitchen/ --json
         confit-edge evaluate words.onnx kitchen/ --threshold yes=0.8
+        confit-edge evaluate digits kitchen/ --gallery words.db
 
     Next: `confit-edge calibrate` if it fires too often, or `confit-edge train` with more clips if it misses too much.
     """
@@ -90,56 +99,77 @@ def evaluate(
     check_confidence(confidence)
     general, own = parse_thresholds(threshold or [])
     loaded = with_thresholds(load(model), general, own)
-    check_fire(own, [loaded])
-    check_labels(model, loaded.contract.can_fire, "nothing to evaluate")
-    clips = holds_clips(labelled)
-    with failed_clip_reported(json):
-        recordings = clips_as_recordings(labelled, loaded.contract) if clips else read_labelled(labelled)
-    if not clips:
-        check_duplicate_recordings([recording.path for recording in recordings])
-    _check_labels(labelled, recordings, loaded.contract)
-    warn_about_narrow_clips([recording.path for recording in recordings], loaded)
-    whole, done = sum(recording.seconds for recording in recordings), 0.0
-    judged = []
-    left_out: list[tuple[str, ConfitError]] = []
-    with Bar(json, before="hours") as bar:
-        for recording in recordings:
-            before = done
+    with open_names(gallery, loaded, own) as opened:
+        names = [] if opened is None else list(opened.names())
+        check_fire(own, [loaded], names)
+        if not names:
+            check_labels(model, loaded.contract.can_fire, "nothing to evaluate")
+        clips = holds_clips(labelled)
+        with failed_clip_reported(json):
+            recordings = clips_as_recordings(labelled, loaded.contract, names) if clips else read_labelled(labelled)
+        if not clips:
+            check_duplicate_recordings([recording.path for recording in recordings])
+        _check_labels(labelled, recordings, loaded.contract, names)
+        warn_about_narrow_clips([recording.path for recording in recordings], loaded)
+        whole, done = sum(recording.seconds for recording in recordings), 0.0
+        judged = []
+        left_out: list[tuple[str, ConfitError]] = []
+        with Bar(json, before="hours") as bar:
+            for recording in recordings:
+                before = done
 
-            def show_progress(seconds: float, before: float = before, name: str = recording.path.name) -> None:
-                bar.show(name, whole, before + seconds, hours=f"{(before + seconds) / 3600:.1f} h")
+                def show_progress(seconds: float, before: float = before, name: str = recording.path.name) -> None:
+                    bar.show(name, whole, before + seconds, hours=f"{(before + seconds) / 3600:.1f} h")
 
-            try:
-                judged.append(evaluate_recording(loaded, recording, show_progress))
-            except (AudioError, UsageError) as error:
-                left_out.append((str(recording.path), error))
-            done += recording.seconds
-    for path, why in left_out:
-        say_failed(path, why, json)
-    if not (judged or json):
-        raise typer.Exit(1)
-    report = {
-        "model": loaded.name,
-        "failed": len(left_out),
-        "thresholds_of": {**threshold_origin(loaded.contract), **({"given": threshold} if threshold else {})},
-        **summarise(judged, loaded.contract, confidence),
+                try:
+                    judged.append(evaluate_recording(loaded, recording, show_progress, opened))
+                except (AudioError, UsageError) as error:
+                    left_out.append((str(recording.path), error))
+                done += recording.seconds
+        for path, why in left_out:
+            say_failed(path, why, json)
+        if not (judged or json):
+            raise typer.Exit(1)
+        report = {
+            "model": loaded.name,
+            "failed": len(left_out),
+            "thresholds_of": {**threshold_origin(loaded.contract), **({"given": threshold} if threshold else {})},
+            **summarise(judged, loaded.contract, confidence),
+            **({} if opened is None else {"by_name": _names_report(opened, judged, confidence)}),
+        }
+        if clips:  # no noise surrounds them, and nothing says when a microphone would have heard the silence after them
+            report |= {"snr": {}, "latency_s": {}, "latency_from_start_s": {}}
+        if json:
+            emit("summary", **report)
+        else:
+            _print(report, "clip" if clips else "recording")
+        if left_out:
+            raise typer.Exit(1)
+
+
+def _names_report(gallery: Gallery, judged: Sequence[EvaluatedRecording], confidence: float) -> dict[str, Any]:
+    """The threshold of each enrolled name, since when it is calibrated (None: it is not), and its false accepts."""
+    from confit_runtime.evaluation_report import false_accept_rate
+
+    matcher, calibrated = gallery.matcher, gallery.calibrated()
+    return {
+        name: {
+            "threshold": matcher.stream_threshold(name),
+            "calibrated": calibrated[name].made if name in calibrated else None,
+            **false_accept_rate(judged, confidence, name),
+        }
+        for name in matcher.enrolled
     }
-    if clips:  # no noise surrounds them, and nothing says when a microphone would have heard the silence after them
-        report |= {"snr": {}, "latency_s": {}, "latency_from_start_s": {}}
-    if json:
-        emit("summary", **report)
-    else:
-        _print(report, "clip" if clips else "recording")
-    if left_out:
-        raise typer.Exit(1)
 
 
-def _check_labels(source: Path, recordings: Sequence[LabelledRecording], contract: Contract) -> None:
-    """Warn about labels that the model does not have.
+def _check_labels(
+    source: Path, recordings: Sequence[LabelledRecording], contract: Contract, names: Sequence[str]
+) -> None:
+    """Warn about labels that neither the model nor the gallery has.
 
     Raises UsageError if no label is the model's but one looks misspelt, and if a sound to be found has no length.
     """
-    fires = set(contract.can_fire)
+    fires = {*contract.can_fire, *names}
     points = [
         f"{sound.label} at {sound.start_s:g} s of {recording.path}"
         for recording in recordings
@@ -152,9 +182,9 @@ def _check_labels(source: Path, recordings: Sequence[LabelledRecording], contrac
             f"{source}: {points[0]}{more} has no length, but detections are matched with the start and end of a sound;"
             " give it an end (in Audacity drag the label's edge over the sound)"
         )
-    own = contract.target_labels
+    own = [*contract.target_labels, *names]
     found = {sound.label for recording in recordings for sound in recording.sounds}
-    if not (strange := sorted(found - set(contract.labels))):
+    if not (strange := sorted(found - set(contract.labels) - set(names))):
         return
     near = {label: closest_name(label, own) for label in strange}
     strange.sort(key=lambda label: not near[label])  # if there are many, list the misspelt ones first
@@ -192,6 +222,13 @@ def _print(report: dict[str, Any], noun: str) -> None:
         else ""
     )
     print(f"thresholds from {threshold_source(report['thresholds_of'])}{given}")
+    for name, row in report.get("by_name", {}).items():
+        low, high = row["fa_per_hour_interval"]
+        since = f"calibrated on {row['calibrated']}" if row["calibrated"] else "not calibrated"
+        print_line(
+            f"enrolled name {name} at {row['threshold']:.2f}, {since}: {format_count(row['false_accepts'], 'false accept')},"
+            f" {row['fa_per_hour']:.2f} per hour {format_interval(low, high, '.2f')}"
+        )
     if report["false_rejects"]["sounds"] or report["never_fire"]:
         print(f"\n{'false rejects':<20}{'sounds':>8}{'missed':>8}{'share':>8}")
     bands = [(f"SNR {band}", row) for band, row in report["snr"].items()]

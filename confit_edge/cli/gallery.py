@@ -11,6 +11,7 @@ import typer
 from confit_edge.cli._console import Bar, Json, Verb, Verbs, emit, print_line, say
 from confit_edge.cli._gallery_options import GALLERY, GalleryFile, counts_text, prints_text
 from confit_runtime.errors import UsageError
+from confit_runtime.formatting import format_list
 
 if TYPE_CHECKING:
     from confit_runtime.prints import PrintCounts
@@ -134,6 +135,30 @@ def remove(name: Name, gallery: GalleryFile = GALLERY, json: Json = False) -> No
         emit("removed", name=name, **had._asdict())
     else:
         print_line(f"removed {name}, with {counts_text(had)}")
+
+
+@app.command(cls=Verb)
+def uncalibrate(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Enrolled names [all].")] = None,
+    gallery: GalleryFile = GALLERY,
+    json: Json = False,
+) -> None:
+    """Undo `calibrate --gallery`: streams use the model's own thresholds for these names again.
+
+    Example:
+
+        confit-edge gallery uncalibrate --gallery words.db
+    """
+    from confit_runtime.gallery import Gallery
+
+    with Gallery.open(gallery) as opened:
+        undone = opened.uncalibrate(names or [])
+    if json:
+        for name in undone:
+            emit("uncalibrated", name=name)
+        emit("summary", gallery=str(gallery), names=len(undone))
+    else:
+        print_line(f"no longer calibrated: {format_list(undone)}" if undone else "no name was calibrated")
 
 
 @app.command(cls=Verb)

@@ -22,6 +22,7 @@ from confit_edge.cli._thresholds import (
     with_thresholds,
 )
 from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.formatting import format_list
 
 if TYPE_CHECKING:
     from confit_runtime.detect import Hold
@@ -171,6 +172,8 @@ def listen(
         StopOnSignal() as stopped,
     ):
         check_fire(own, tuned, listen_galleries.names)
+        for enrolled in listen_galleries.by_model.values():
+            _print_calibrated(enrolled, own)
         check_fire(pauses.own_s, tuned, listen_galleries.names, "--hold")
         for name in clips or [source]:
             try:
@@ -192,6 +195,17 @@ def listen(
                 failed = True
     if failed:
         raise typer.Exit(1)
+
+
+def _print_calibrated(gallery: Gallery, thresholds: dict[str, float]) -> None:
+    """Print which names listen with a calibrated threshold; those with one in `thresholds` do not."""
+    found = [
+        f"{name} {one.threshold:.2f} (made on {one.made}, for {one.target_fa_per_hour:g} false accepts per hour)"
+        for name, one in gallery.calibrated().items()
+        if name not in thresholds
+    ]
+    if found:
+        say(f"{gallery.path}: calibrated thresholds: {format_list(found)}")
 
 
 def _streams(

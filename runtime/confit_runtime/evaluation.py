@@ -20,6 +20,7 @@ from confit_runtime.scoring import Score, SoundEvent, detection_window, score_de
 from confit_runtime.sources import FileSource
 
 if TYPE_CHECKING:
+    from confit_runtime.gallery import Gallery
     from confit_runtime.model import Model
 
 NEARBY_S = 1.0  # seconds before and after a label from which its noise is estimated
@@ -46,13 +47,19 @@ class EvaluatedRecording:
 
 
 def evaluate_recording(
-    model: Model, recording: LabelledRecording, progress: Callable[[float], None] = lambda seconds: None
+    model: Model,
+    recording: LabelledRecording,
+    progress: Callable[[float], None] = lambda seconds: None,
+    gallery: Gallery | None = None,
 ) -> EvaluatedRecording:
-    """Stream a labelled recording through the model, hop by hop. Raises UsageError, AudioError."""
-    named = set(model.contract.can_fire)
+    """Stream a labelled recording through the model, hop by hop, with the names of a gallery too.
+
+    Raises UsageError, AudioError, and GalleryError.
+    """
+    named = {*model.contract.can_fire, *(gallery.names() if gallery is not None else ())}
     sounds = [heard for heard in recording.sounds if heard.label in named]
     others = [heard for heard in recording.sounds if heard.label not in named]
-    stream, taken, found = model.stream(lead_in=True), 0, []
+    stream, taken, found = model.stream(gallery, lead_in=True), 0, []
     with FileSource(recording.path) as source:
         power = LocalPower(source.rate, recording.sounds)
         hop = max(1, round(model.contract.hop * source.rate / model.contract.sample_rate))

@@ -21,9 +21,6 @@ def summarise(judged: Sequence[EvaluatedRecording], contract: Contract, confiden
 
     Without recordings, the rate and its interval are None.
     """
-    accepts, hours = _false_accepts(judged)
-    total, total_hours = int(accepts.sum()), float(hours.sum())
-    low, high = clustered_rate_interval(accepts, hours, confidence)
     heard = [
         (sound.label, found, one.group, snr_band(snr))
         for one in judged
@@ -40,10 +37,8 @@ def summarise(judged: Sequence[EvaluatedRecording], contract: Contract, confiden
         bands[row[3]].append(row)
     return {
         "recordings": len(judged),
-        "hours": total_hours,
-        "false_accepts": total,
-        "fa_per_hour": total / total_hours if judged else None,
-        "fa_per_hour_interval": [low, high] if judged else None,
+        "hours": sum(one.seconds for one in judged) / 3600,
+        **false_accept_rate(judged, confidence),
         "false_rejects": _false_rejects(heard, confidence),
         "by_label": {label: _false_rejects(rows, confidence) for label, rows in sorted(labels.items())},
         "never_fire": dict(sorted(silenced.items())),
@@ -68,13 +63,29 @@ def summarise(judged: Sequence[EvaluatedRecording], contract: Contract, confiden
     }
 
 
-def _false_accepts(judged: Sequence[EvaluatedRecording]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+def false_accept_rate(
+    judged: Sequence[EvaluatedRecording], confidence: float, label: str | None = None
+) -> dict[str, Any]:
+    """The false accepts of one label, or of all, and their rate per hour with its interval (None without recordings)."""
+    accepts, hours = _false_accepts(judged, label)
+    total, total_hours = int(accepts.sum()), float(hours.sum())
+    low, high = clustered_rate_interval(accepts, hours, confidence)
+    return {
+        "false_accepts": total,
+        "fa_per_hour": total / total_hours if judged else None,
+        "fa_per_hour_interval": [low, high] if judged else None,
+    }
+
+
+def _false_accepts(
+    judged: Sequence[EvaluatedRecording], label: str | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """The false accepts and hours of each group; of a single one, those of each recording, a long one cut as in `calibrate`."""
     groups, member = np.unique([one.group for one in judged], return_inverse=True)
     counts, hours = list[npt.NDArray[np.int64]](), list[npt.NDArray[np.float64]]()
     for one in judged:
         parts = max(1, round(one.seconds / MAX_UNIT_S)) if len(groups) == 1 else 1
-        ends_s = np.array([accept.end_s for accept in one.score.false_accepts])
+        ends_s = np.array([accept.end_s for accept in one.score.false_accepts if label in (None, accept.label)])
         counts.append(np.histogram(ends_s.clip(0, one.seconds), parts, (0, one.seconds))[0])
         hours.append(np.full(parts, one.seconds / 3600 / parts))
     if len(groups) == 1:

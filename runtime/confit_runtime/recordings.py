@@ -6,11 +6,12 @@ import io
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from confit_runtime.model import Model
 
 log = logging.getLogger(__name__)
 
+Output = Literal["scores", "embedding"]  # of the model, of which rows are made
+
 MAX_UNIT_S = 1800.0  # a longer recording counts as several of this length
 MIN_UNIT_S = 60.0  # shorter files in a folder count as one recording, made in one go
 _READ_BYTES = 1 << 20
@@ -33,7 +36,7 @@ _NO_ROWS: Floats = np.zeros(0, np.float32)
 
 @dataclass(frozen=True)
 class Recording:
-    """One unit of resampling: score rows `[hops, classes]` of each piece of sound in it, and its length.
+    """One unit of resampling: rows `[hops, columns]` of each piece of sound in it, and its length.
 
     `places` gives, for each piece, its file and the second at which it begins there.
     """
@@ -46,30 +49,32 @@ class Recording:
 
 @dataclass
 class RowCache:
-    """Score rows by model and content of the sound file: `heard/MODEL/FILE.npy` under a folder."""
+    """Rows by model and content of the sound file: `heard/MODEL/FILE.npy` under a folder; embeddings `FILE.embedding.npy`."""
 
     folder: Path
+    output: Output = "scores"
     _warned: bool = field(default=False, init=False, repr=False)
 
     @classmethod
-    def default(cls) -> RowCache:
+    def default(cls, output: Output = "scores") -> RowCache:
         """The cache in `default_cache()`."""
-        return cls(default_cache() / "heard")
+        return cls(default_cache() / "heard", output)
 
     def rows(self, model: Model, path: Path, progress: Callable[[float], None]) -> tuple[Floats, float]:
         """`stream_rows` of a file, and its seconds, from the cache if available. Raises what `stream_rows` does."""
-        cache_file = self.folder / model.digest[:32] / f"{_digest(path)[:32]}.npy"
+        kind = "" if self.output == "scores" else f".{self.output}"
+        cache_file = self.folder / model.digest[:32] / f"{_digest(path)[:32]}{kind}.npy"
         rows = _NO_ROWS
         with self._tolerate_errors():
             rows = _load_rows(cache_file)
-        if rows.ndim == 2 and rows.shape[1] == len(model.labels) and rows.dtype == np.float32:
+        if rows.ndim == 2 and rows.shape[1] == _width(model, self.output) and rows.dtype == np.float32:
             seconds = sound_seconds(path)
             progress(seconds)
             return rows, seconds
         with self._tolerate_errors():  # report before scoring an hour that the result cannot be kept
             cache_file.parent.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=cache_file.parent).close()
-        rows, seconds = stream_rows(model, path, progress)
+        rows, seconds = stream_rows(model, path, progress, self.output)
         data = io.BytesIO()
         np.save(data, rows, allow_pickle=False)
         with self._tolerate_errors():
@@ -85,6 +90,10 @@ class RowCache:
             if not self._warned:
                 log.warning("%s: scored rows cannot be kept (%s); set CONFIT_EDGE_CACHE", self.folder, error.strerror)
             self._warned = True
+
+
+def _width(model: Model, output: Output) -> int:
+    return len(model.labels) if output == "scores" else model.contract.embedding_dim
 
 
 def _load_rows(kept: Path) -> Floats:
@@ -143,9 +152,12 @@ def check_duplicate_recordings(paths: Sequence[Path]) -> None:
 
 
 def stream_rows(
-    model: Model, path: Path, progress: Callable[[float], None] = lambda seconds: None
+    model: Model,
+    path: Path,
+    progress: Callable[[float], None] = lambda seconds: None,
+    output: Output = "scores",
 ) -> tuple[Floats, float]:
-    """Score rows `[hops, classes]` of a sound file of any length as `listen` hears it, and its seconds.
+    """Rows `[hops, classes or dim]` of a sound file of any length as `listen` hears it, and its seconds.
 
     Silence is added before and after it, so that all of it is scored, and as often as any sound on a device: the file
     counts for exactly its length. `progress(seconds)` is called during the work. Raises UsageError and AudioError; also
@@ -167,16 +179,18 @@ def stream_rows(
         raise AudioError(f"{path}: holds no samples")
     if not sounds:
         raise AudioError(f"{path}: is digital silence, all zeros: was the microphone muted? Leave it out")
-    return np.concatenate(
-        [np.zeros((0, len(model.labels)), np.float32), *(scores for scores, _ in parts)]
-    ), samples / rate
+    return _join(model, parts, output), samples / rate
 
 
-def clip_rows(model: Model, pcm: Pcm) -> Floats:
-    """Score rows of a clip at the model's rate as a stream hears it between two silences, one row per hop of all that."""
+def clip_rows(model: Model, pcm: Pcm, output: Output = "scores") -> Floats:
+    """Rows of a clip at the model's rate as a stream hears it between two silences, one row per hop of all that."""
     before, after = _silence_padding(model)
-    parts = ChunkScorer(model).push(np.concatenate([before, pcm, after]), last=True)
-    return np.concatenate([scores for scores, _ in parts])
+    return _join(model, ChunkScorer(model).push(np.concatenate([before, pcm, after]), last=True), output)
+
+
+def _join(model: Model, parts: Iterable[tuple[Floats, Floats]], output: Output) -> Floats:
+    rows = [scores if output == "scores" else embeddings for scores, embeddings in parts]
+    return np.concatenate([np.zeros((0, _width(model, output)), np.float32), *rows])
 
 
 def _silence_padding(model: Model) -> tuple[Pcm, Pcm]:

@@ -148,7 +148,7 @@ def test_few_recordings_of_many_short_files_are_reported(model: Path) -> None:
     contract = load(model).contract
     counts = FalseAcceptCounts(np.zeros((len(contract.labels), 1, len(LEVELS)), np.int64), np.array([6.0]))
     clips = Recording("radio (500 short files)", [], 3600 * 6.0, [(f"{at}.wav", 0.0) for at in range(500)])
-    (few,) = cautions(counts, choose_operating_point(counts, 0.5), contract, [clips])
+    (few,) = cautions(counts, choose_operating_point(counts, 0.5), contract, [clips], "")
     assert few.startswith("all hours count as 1 recording, because the short files of a folder")
 
 
@@ -176,7 +176,8 @@ def test_a_label_that_others_raised_is_reported(model: Path) -> None:
     rows = np.zeros((40, len(contract.labels)), np.float32)
     rows[20:30, mid] = 0.98
     recordings = [Recording(f"r{at}", [rows if at == 0 else 0 * rows], 7200.0, [(f"{at}.wav", 0.0)]) for at in range(4)]
-    caution, few = cautions(counts, chosen, contract, recordings)
+    caution, few = cautions(counts, chosen, contract, recordings, "Do this.")
+    assert caution.endswith(" Do this.")
     assert "These set the margin: mid at 0.980 in 0.wav at " in caution
     assert "4 files" in few
     assert "low (to 0.990, fired up to 0.3" in caution

@@ -433,3 +433,23 @@ def test_a_folder_of_clips_gives_a_trigger_a_detection(clips: Path, words: Path,
     _, out, _ = confit("listen", "digits", "--source", "scenes", "--save-triggers", "kept", "--json")
     assert sum(json.loads(out.splitlines()[-1])["by_model"]["digits"]["detections"].values()) == 6
     assert len(list((words / "kept").iterdir())) == 6
+
+
+def test_a_word_enrolled_from_three_voices_does_not_fire_in_speech_and_music_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, confit: Confit
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    three = [word("bird", voice) for voice in ("bm_george", "am_santa", "zf_xiaoyi")]
+    code, _, err = confit("enroll", "digits", "bird", *three, "--gallery", "words.db")
+    assert code == 0
+    assert "how often bird fires falsely in your own background is unknown: `confit-edge calibrate digits" in err
+
+    def heard(source: Path, *options: str) -> int:
+        out = confit("listen", "digits", "--gallery", "words.db", "--source", source, "--json", *options)[1]
+        return sum(line.get("label") == "bird" for line in map(json.loads, out.splitlines()))
+
+    background = DATA / "background" / "test"
+    assert heard(background) <= 2
+    assert heard(background, "--threshold", "bird=0.747") >= 8  # the level of a clip
+    others = ("af_kore", "am_fenrir", "bf_isabella", "bm_lewis", "jf_alpha")
+    assert sum(heard(word("bird", voice)) for voice in others) >= 3

@@ -50,6 +50,9 @@ verify tiny.onnx bell bell.wav
 verify tiny.onnx bell text.wav
 gallery list
 gallery show bell
+calibrate tiny.onnx --gallery gallery.db --negatives scenes/a.wav --target-fa-per-hour 100000
+gallery uncalibrate
+evaluate tiny.onnx scenes/a.wav --gallery gallery.db
 gallery export -o out.db
 gallery import out.db
 gallery re-enroll other.onnx
