@@ -13,6 +13,9 @@ words   the demo's test voices, four of them enrolled from four sentences each: 
 alike   music, drums and voices: how many prints `enroll` reports as more like a hum or a knock than a voice
 sounds  samples of instruments, each enrolled with `digits` from one clip: how many other instruments are taken for it, and for
         how many `enroll` warns that the model can hardly distinguish them from any beep; compared with words
+streams words that `digits` has no label for, enrolled from one clip of each of three voices: how many of the other test voices
+        a stream finds (each word between two silences), and how often it fires in hours of speech and music, at the level of
+        clips, at the default level, and calibrated on every second recording (judged on the others)
 """
 
 from __future__ import annotations
@@ -34,15 +37,22 @@ from benchmarks.fetch import CACHE
 from benchmarks.report import RESULTS, machine, write_json
 from benchmarks.sources import RATE, drums, instruments
 from benchmarks.voices import Draw, draw, voices
+from confit_edge.data.manifest import read_manifest
+from confit_edge.demo import DATA
 from confit_runtime import Detection, Gallery, Listener, load
 from confit_runtime.arrays import Floats
 from confit_runtime.audio import load_clip
 from confit_runtime.bench import call_latency, stream_rtf
+from confit_runtime.calibration import choose_operating_point, count_false_accepts
+from confit_runtime.contract import Contract
+from confit_runtime.detect import Detector, seconds_to_hops
 from confit_runtime.enrollment import embed_query, extract_prints
 from confit_runtime.errors import AudioError
 from confit_runtime.intervals import grouped_share_interval
 from confit_runtime.matcher import Levels
 from confit_runtime.model import Model
+from confit_runtime.name_calibration import name_recordings, name_rows, names_contract
+from confit_runtime.recordings import Recording, RowCache, clip_rows, score_recordings
 from confit_runtime.speaker import SpeakerTap
 from confit_runtime.voice_activity import remove_pauses
 
@@ -50,6 +60,8 @@ OUT = RESULTS / "enrollment.json"
 ENROLLED_DB, ASKED_DB = (0.0, -25.0), (0.0, -5.0, -10.0, -15.0, -20.0, -25.0)  # peak level relative to full scale
 CLEAN_DB, LEVELS_DB, FLAWED_DB = -23.0, (-15.0, -23.0, -30.0, -40.0, -50.0), -30.0  # root mean square, of full scale
 DRAWS, ENROLLED = 5, 4
+SPEAKERS = ("am_santa", "bm_george", "zf_xiaoyi")  # of the clips that words are enrolled from
+STREAM_TARGET = 2.0  # false accepts per hour that half of the hours can promise
 BY_HAND = 0.5  # a name's level set with --threshold
 PIECE_S, PIECES = 10.0, 20
 VOICES = {"prompts, four languages": ("prompts",), "actors": ("actors",), "volunteers": ("klettres", "ktuberling")}
@@ -293,6 +305,85 @@ def like_a_beep(rows: list[Floats], model: Model, level: float) -> dict[str, Any
     return {"share": round(float(similar.mean()), 4), "n": len(rows)}
 
 
+def streams(cache: Path) -> dict[str, Any]:
+    model = load("digits")
+    voices = sorted(
+        {clip.group for clip in read_manifest(DATA / "words" / "manifest.csv").clips if clip.split == "test"}
+    )
+    rest = [voice for voice in voices if voice not in SPEAKERS]
+    words = sorted({path.name for path in (DATA / "words").iterdir() if path.is_dir()} - set(model.labels))
+    paths, kept = negatives.join(cache), RowCache(cache / "tasks" / "enrollment", "embedding")
+    recordings = score_recordings(model, paths, kept, lambda *done: None)
+    rows = []
+    for word in words:
+        clips = {voice: load_clip(DATA / "words" / word / f"{voice}.ogg", RATE) for voice in voices}
+        taken = [extract_prints(model, clips[voice], "sound", word) for voice in SPEAKERS]
+        with gallery_of(model) as gallery:
+            enroll(gallery, word, [row for one in taken for row in one.embeddings], 1.0)
+            levels = {"clip": gallery.matcher.match(taken[0].embeddings[0]).threshold}
+            contract = names_contract(model.contract, gallery.matcher)
+            with Gallery.open(gallery.path, model, threshold=-1.0) as unlimited:
+                heard = name_recordings(recordings, unlimited.matcher)
+                found = [name_rows(clip_rows(model, clips[voice], "embedding"), unlimited.matcher) for voice in rest]
+        levels["default"] = contract.thresholds[word]["on"]
+        rows.append(
+            {"word": word, **{name: at_stream_level(contract, level, heard, found) for name, level in levels.items()}}
+        )
+        halves = [calibrated_half(contract, heard[half::2], heard[1 - half :: 2], found) for half in (0, 1)]
+        rows[-1]["calibrated"] = {
+            "threshold": round(float(np.mean([one["threshold"] for one in halves])), 4),
+            "false_accepts": sum(one["false_accepts"] for one in halves),
+            "found": round(float(np.mean([one["found"] for one in halves])), 4),
+        }
+        print(rows[-1], flush=True)
+    hours = sum(recording.seconds for recording in recordings) / 3600
+    return {
+        "voices": len(rest),
+        "hours": round(hours, 3),
+        "calibrated_for_fa_per_hour": STREAM_TARGET,
+        "all_words": {
+            level: {
+                "found": round(float(np.mean([row[level]["found"] for row in rows])), 4),
+                "fa_per_hour": round(float(np.mean([row[level]["false_accepts"] for row in rows])) / hours, 3),
+                "most_fa_per_hour": round(max(row[level]["false_accepts"] for row in rows) / hours, 3),
+            }
+            for level in ("clip", "default", "calibrated")
+        },
+        "words": rows,
+    }
+
+
+def at_stream_level(
+    contract: Contract, level: float, negative: list[Recording], positive: list[Floats]
+) -> dict[str, Any]:
+    """Return the hits of the one name of `contract` at a level: false ones, and the share of clips that are found."""
+
+    def hits(rows: Floats) -> int:
+        detector = Detector(
+            [level],
+            [level],
+            smoothing_hops=1,
+            min_hops=contract.min_hops,
+            refractory_hops=seconds_to_hops(contract, contract.refractory_s),
+        )
+        return len(detector.push(rows))
+
+    return {
+        "threshold": round(level, 4),
+        "false_accepts": sum(hits(piece) for recording in negative for piece in recording.pieces),
+        "found": round(float(np.mean([hits(rows) > 0 for rows in positive])), 4),
+    }
+
+
+def calibrated_half(
+    contract: Contract, half: list[Recording], judged: list[Recording], positive: list[Floats]
+) -> dict[str, Any]:
+    """Return what `calibrate` sets the name's level to by half of the recordings, judged on the other half."""
+    chosen = choose_operating_point(count_false_accepts(contract, half, release=1.0), STREAM_TARGET)
+    level = max(float(chosen.thresholds[0]), contract.thresholds[contract.labels[0]]["on"])
+    return at_stream_level(contract, level, judged, positive)
+
+
 def share(hits: list[tuple[bool, str]]) -> dict[str, Any]:
     """Return the share of hits, with an interval that accounts for differences between groups."""
     correct, groups = zip(*hits, strict=True)
@@ -328,7 +419,7 @@ FLAWS: dict[str, Callable[[int], Floats]] = {
     "hiss at -60 dBFS": partial(hiss, db=-60.0),
 }
 SECTIONS: dict[str, Callable[[Path], Any]] = {
-    section.__name__: section for section in (cost, levels, flaws, words, alike, sounds)
+    section.__name__: section for section in (cost, levels, flaws, words, alike, sounds, streams)
 }
 
 
