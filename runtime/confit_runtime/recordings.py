@@ -22,13 +22,14 @@ from confit_runtime.digest import sha256
 from confit_runtime.errors import AudioError, UsageError, clip_errors
 from confit_runtime.files import default_cache, write_atomic
 from confit_runtime.formatting import format_count
+from confit_runtime.intervals import MIN_GROUPS
 from confit_runtime.model import Model
 
 log = logging.getLogger(__name__)
 
 Output = Literal["scores", "embedding"]  # of the model, of which rows are made
 
-MAX_UNIT_S = 1800.0  # a longer recording counts as several of this length
+MAX_UNIT_S = 1800.0  # where recordings are few, a longer one counts as several of this length
 MIN_UNIT_S = 60.0  # shorter files in a folder count as one recording, made in one go
 _READ_BYTES = 1 << 20
 _NO_ROWS: Floats = np.zeros(0, np.float32)
@@ -110,23 +111,23 @@ def score_recordings(
 ) -> list[Recording]:
     """The recordings in sound files. `progress(name, seconds done, seconds in all)` is called during the work.
 
-    Short files in one folder are one recording, because they were probably made together; a long one counts as
-    several. Scored rows go into the cache at once, so that a killed process loses no hour. Raises UsageError,
-    AudioError; an unusable file is the error's `clip`.
+    Short files in one folder are one recording, because they were probably made together. If there are fewer than
+    `MIN_GROUPS` recordings in all, a long one counts as several, although its parts are alike: so few would not show
+    at all how much sound differs. Scored rows go into the cache at once, so that a killed process loses no hour.
+    Raises UsageError, AudioError; an unusable file is the error's `clip`.
     """
     lengths = {path: sound_seconds(path) for path in paths}
     check_duplicate_recordings(paths)
     total_s, done = sum(lengths.values()), 0.0
     by_folder: dict[str, list[tuple[Path, Floats, float]]] = {}
-    found: list[Recording] = []
+    long: list[tuple[Path, Floats, float]] = []
     for path, length in lengths.items():
         with clip_errors(path):
             rows, seconds = cache.rows(model, path, partial(_report_total, progress, path.name, done, total_s))
         done += length
-        if seconds < MIN_UNIT_S:
-            by_folder.setdefault(str(path.parent), []).append((path, rows, seconds))
-        else:
-            found += _split(str(path), rows, seconds)
+        (by_folder.setdefault(str(path.parent), []) if seconds < MIN_UNIT_S else long).append((path, rows, seconds))
+    few = len(long) + len(by_folder) < MIN_GROUPS
+    found = [part for path, rows, seconds in long for part in _split(str(path), rows, seconds, few)]
     for folder, parts in by_folder.items():
         files, pieces, lengths_s = zip(*parts, strict=True)
         locations = [(str(path), 0.0) for path in files]
@@ -206,9 +207,9 @@ def _report_total(
     progress(name, before + seconds, total_s)
 
 
-def _split(name: str, rows: Floats, seconds: float) -> list[Recording]:
-    """A recording as one, or, if it is long, as several of equal length."""
-    count = max(1, round(seconds / MAX_UNIT_S))
+def _split(name: str, rows: Floats, seconds: float, few: bool) -> list[Recording]:
+    """A recording as one, or, if it is long and one of few, as several of equal length."""
+    count = max(1, round(seconds / MAX_UNIT_S)) if few else 1
     parts = np.array_split(rows, count)
     names = [name] if count == 1 else [f"{name} ({part + 1} of {count})" for part in range(count)]
     return [

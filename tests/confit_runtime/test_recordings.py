@@ -164,6 +164,11 @@ def test_what_counts_as_one_recording(model: Model, tmp_path: Path, monkeypatch:
     assert told == sorted(told)
     assert told[-1] == 1.0
     assert {len(one.pieces) for one in found} == {1, 3}
+    more = [tmp_path / "more1.wav", tmp_path / "more2.wav"]
+    for path, seconds in zip(more, (3.1, 3.2), strict=True):
+        write(path, seconds)
+    enough = score_recordings(model, [*paths, *more], RowCache(tmp_path / "rows"), lambda *told: None)
+    assert sorted(round(one.seconds, 2) for one in enough) == [2.4, 3.3, 3.4, 3.5, 11.3]  # five: none is cut
     with pytest.raises(UsageError, match=r"one\.wav is listed twice"):
         score_recordings(model, [*paths, paths[-1]], RowCache(tmp_path / "rows"), lambda *told: None)
     copy = Path(shutil.copy(paths[-1], tmp_path / "copy.wav"))
