@@ -63,12 +63,13 @@ def report(
             labels[label]["lower_thresholds"] = [
                 {
                     "threshold": lower,
-                    "frr": sum(one.level < lower for one in own) / len(own),
+                    "frr": frr,
                     "false_accepts": int(
                         counts.events[place, :, np.searchsorted(LEVELS, lower, side="right") - 1].sum()
                     ),
                 }
                 for lower in _round_thresholds(lowest, level)
+                if (frr := sum(one.level < lower for one in own) / len(own)) < labels[label]["frr"]
             ]
     missed = [positive.level < labels[positive.label]["threshold"] for positive in heard]
     return {

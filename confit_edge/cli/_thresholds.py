@@ -66,13 +66,8 @@ def threshold_source(thresholds: dict[str, Any]) -> str:
         if "target_fa_per_hour" in thresholds
         else ""
     )
-    if "by_hand" in thresholds:
-        target += f", set by hand: {format_by_hand(thresholds['by_hand'])}"
-    if "calibrated" in thresholds:
-        target += (
-            f"; the others are of an earlier calibration, for {thresholds['calibrated']['target_fa_per_hour']:g} false"
-        )
-        target += " accepts per hour"
+    if by_hand := format_by_hand(thresholds):
+        target += f", {by_hand}"
     if "file" in thresholds:
         return f"{thresholds['file']}, made on {thresholds['made']}{target}"
     return f"a calibration baked into the model{target}"

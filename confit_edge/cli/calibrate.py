@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +12,7 @@ from confit_edge.cli._console import Bar, Json, emit, failed_clip_reported, say
 from confit_edge.cli._thresholds import FIRE_AT, check_confidence, check_fire, parse_thresholds, with_thresholds
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import check_suffix
-from confit_runtime.formatting import format_count
+from confit_runtime.formatting import format_count, format_list
 from confit_runtime.names import closest_name, format_known_names, normalise
 
 if TYPE_CHECKING:
@@ -183,6 +183,8 @@ def calibrate(
     contract = _only(of.contract, only) if only else of.contract
     check_fire(own, [loaded])
     by_hand = _by_hand(loaded, contract, general, own)
+    if negatives:
+        _check_measured(by_hand)
     came_with = {label: level["on"] for label, level in contract.thresholds.items()}
     calibrated = restrict_to_labels(contract, set(contract.can_fire) - by_hand.keys())
     contract = dataclasses.replace(contract, thresholds={**contract.thresholds, **by_hand})
@@ -240,6 +242,7 @@ def calibrate(
             f" takes {hours + chosen.more_hours:.2f} hours, {chosen.more_hours:.2f} more; these hours are enough for"
             f" --target-fa-per-hour {_rounded_up(chosen.bound):g}"
         )
+    dropped = _by_hand_before(device_path(loaded.path), by_hand) if bake is None and gallery is None else {}
     written = of.write(contract, {**report, "det": curve})
     if not json:
         calibration_report.print_table(contract, report, of.noun)
@@ -253,6 +256,11 @@ def calibrate(
         say(
             f"kept at the threshold the model came with, because these recordings hold too little that sounds like it: {kept}."
             " If they hold everything the device will ever hear, --lower lowers these thresholds, so that fewer sounds are missed"
+        )
+    if dropped:
+        say(
+            f"no longer set by hand, but calibrated: {format_list([f'{label}={on:g}' for label, on in dropped.items()])}."
+            " To keep such a threshold, give it again with --threshold"
         )
     say(written)
 
@@ -282,12 +290,41 @@ def _by_hand(
     loaded: Model, contract: Contract, general: float | None, own: dict[str, float]
 ) -> dict[str, dict[str, float]]:
     """The thresholds that --threshold sets, as in a contract; `contract` is that of `loaded`, perhaps with --only."""
+    from confit_runtime.calibration import with_release
+
     tuned = with_thresholds(loaded, general, own).contract
     labels = contract.can_fire if general is not None else []
     named = [label for label in loaded.contract.target_labels if normalise(label) in own]
     if outside := [label for label in named if label not in contract.can_fire and label in loaded.contract.can_fire]:
         raise UsageError(f"--threshold {outside[0]}={own[normalise(outside[0])]:g}: is not among the labels of --only")
-    return {label: tuned.thresholds[label] for label in dict.fromkeys([*labels, *named])}
+    return {
+        label: with_release(tuned.thresholds[label], tuned.thresholds[label]["on"])
+        for label in dict.fromkeys([*labels, *named])
+    }
+
+
+def _check_measured(by_hand: dict[str, dict[str, float]]) -> None:
+    """Raise UsageError for a threshold set by hand that is lower than those at which false accepts are counted."""
+    from confit_runtime.calibration import LEVELS
+
+    for label, level in by_hand.items():
+        if level["on"] < LEVELS[0]:
+            raise UsageError(
+                f"--threshold {label}={level['on']:g}: recordings are measured at thresholds of {LEVELS[0]:.2f} or more;"
+                " give a higher one, or leave --negatives out"
+            )
+
+
+def _by_hand_before(path: Path, by_hand: Collection[str]) -> dict[str, float]:
+    """The thresholds in the device file at `path` that were set by hand, without those of the labels `by_hand`."""
+    from confit_runtime.device_file import read_device_file
+    from confit_runtime.errors import ModelError
+
+    try:
+        before = read_device_file(path).report.get("by_hand", {})
+    except ModelError:  # there is none, or none that can be used
+        return {}
+    return {label: on for label, on in before.items() if label not in by_hand}
 
 
 def _set_by_hand(
@@ -310,6 +347,11 @@ def _set_by_hand(
         **report_by_hand(contract, list(by_hand), heard, confidence),
         "by_hand": {**before.get("by_hand", {}), **{label: level["on"] for label, level in by_hand.items()}},
     }
+    if "hours" in before or "calibrated" in before:
+        report["calibrated"] = before.get("calibrated") or {
+            key: before[key] for key in ("made", "hours", "target_fa_per_hour", "fa_per_hour_bound") if key in before
+        }
+    written = of.write(contract, report)
     if json:
         emit("summary", **report, thresholds=contract.thresholds)
     else:
@@ -319,11 +361,7 @@ def _set_by_hand(
                 f", misses {100 * row['frr']:.1f} % of {format_count(row['clips'], 'clip')}" if "frr" in row else ""
             )
             print(f"{label}: {level['on']:g} (was {loaded.contract.thresholds[label]['on']:g}){missed}")
-    if "hours" in before or "calibrated" in before:
-        report["calibrated"] = before.get("calibrated") or {
-            key: before[key] for key in ("made", "hours", "target_fa_per_hour", "fa_per_hour_bound") if key in before
-        }
-    say(of.write(contract, report))
+    say(written)
 
 
 def _check(target: float, confidence: float, bake: Path | None, plot: Path | None) -> None:

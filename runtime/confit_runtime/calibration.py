@@ -183,8 +183,13 @@ def thresholds(contract: Contract, on: npt.NDArray[np.float64]) -> dict[str, dic
     levels = dict(contract.thresholds)
     for index in firing_label_indices(contract):
         label, level = contract.labels[index], float(on[index])
-        levels[label] = {**levels[label], "on": round(level, 7), "off": round(level * RELEASE, 7)}
+        levels[label] = with_release(levels[label], level)
     return levels
+
+
+def with_release(threshold: Mapping[str, float], on: float) -> dict[str, float]:
+    """A label's threshold of a contract at the level `on`, with the `off` for which false accepts are counted."""
+    return {**threshold, "on": round(on, 7), "off": round(on * RELEASE, 7)}
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def _threshold_source(contract: Contract) -> str:
         return "export, not calibrated since" if contract.can_fire else "-"
     report = contract.calibration["device"]
     source = f"{report['file']} of {report['made']}: " if "file" in report else ""
-    by_hand = f"set by hand: {format_by_hand(report['by_hand'])}" if "by_hand" in report else ""
+    by_hand = format_by_hand(report)
     if "hours" not in report:
         return f"{source}{by_hand or 'no calibration report'}"
     return (
@@ -163,9 +163,18 @@ def _threshold_source(contract: Contract) -> str:
     )
 
 
-def format_by_hand(thresholds: Mapping[str, float]) -> str:
-    """Labels with thresholds that a person chose: `marvin=0.3, yes=0.4`."""
-    return format_list([f"{label}={on:g}" for label, on in thresholds.items()])
+def format_by_hand(report: Mapping[str, Any]) -> str:
+    """Which thresholds of a calibration a person chose, and which calibration the others are of; empty if none was chosen.
+
+    For example `set by hand: marvin=0.3; the others are of an earlier calibration, for 0.5 false accepts per hour`.
+    """
+    if "by_hand" not in report:
+        return ""
+    chosen = format_list([f"{label}={on:g}" for label, on in report["by_hand"].items()])
+    if "calibrated" not in report:
+        return f"set by hand: {chosen}"
+    target = report["calibrated"]["target_fa_per_hour"]
+    return f"set by hand: {chosen}; the others are of an earlier calibration, for {target:g} false accepts per hour"
 
 
 def _enrollment_threshold(enroll: Mapping[str, Any]) -> str:

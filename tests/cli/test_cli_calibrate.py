@@ -269,27 +269,35 @@ def test_a_threshold_set_by_hand_is_kept_and_the_others_stay(confit: Confit, sou
     )
     assert code == 0, err
     before = load(model).contract.thresholds
-    tuned = load(model).with_thresholds({"low": 0.6}).contract.thresholds  # as `listen` tries it
     assert before["low"]["on"] != 0.6
     code, out, err = confit("calibrate", model, "--threshold", "low=0.6", "--positives", sounds / "clips")
     assert code == 0, err
     assert f"low: 0.6 (was {before['low']['on']:g}), misses 25.0 % of 4 clips\n" in out
     assert "tiny.device.json" in err
     after = load(model).contract
-    assert after.thresholds == tuned == {**before, "low": tuned["low"]}
+    assert after.thresholds == {**before, "low": {**before["low"], "on": 0.6, "off": 0.36}}
     assert after.calibration["device"]["by_hand"] == {"low": 0.6}
     code, out, err = confit("evaluate", model, sounds / "labels.csv")
     assert "device.json, made on" in out
     assert ", set by hand: low=0.6; the others are of an earlier calibration, for 20 false accepts per hour\n" in out
-    assert "set by hand: low=0.6" in confit("inspect", model)[1]
+    of_earlier = "set by hand: low=0.6; the others are of an earlier calibration, for 20 false accepts per hour"
+    assert of_earlier in confit("inspect", model)[1]
     code, out, _ = confit("calibrate", model, "--threshold", "mid=0.7", "--json")
     assert code == 0
     assert json.loads(out)["by_hand"] == {"low": 0.6, "mid": 0.7}
-    assert load(model).contract.calibration["device"]["calibrated"]["target_fa_per_hour"] == 20
+    assert json.loads(out)["calibrated"] == load(model).contract.calibration["device"]["calibrated"]
+    assert json.loads(out)["calibrated"]["target_fa_per_hour"] == 20
     copy = model.parent / "copy.onnx"
     assert confit("calibrate", model, "--threshold", 0.8, "--bake", copy)[0] == 0
     copied = load(copy).contract
     assert {copied.thresholds[label]["on"] for label in copied.can_fire} == {0.8}
+    recordings = ("--negatives", sounds / "negatives", "--target-fa-per-hour", 20)
+    code, _, err = confit("calibrate", model, *recordings, "--threshold", "mid=0.7")
+    assert code == 0, err
+    assert "no longer set by hand, but calibrated: low=0.6. To keep" in err
+    assert (
+        "no longer set by hand" not in confit("calibrate", model, *recordings, "--bake", model.parent / "baked.onnx")[2]
+    )
 
 
 def test_a_threshold_set_by_hand_is_measured_and_leaves_the_target_to_the_others(
@@ -338,6 +346,12 @@ def test_where_clips_are_missed_it_says_what_lower_thresholds_would_find(
     lower = json.loads(out)["by_label"]["low"]["lower_thresholds"]
     assert [row["threshold"] for row in lower] == [0.9, 0.6, 0.4, 0.1]
     assert "lower_thresholds" not in json.loads(out)["by_label"]["mid"]
+    soft = sounds / "soft"  # clips that no threshold finds: the first take of each label
+    (soft / "low").mkdir(parents=True, exist_ok=True)
+    shutil.copy(sounds / "clips" / "low" / "0.wav", soft / "low")
+    code, _, err = confit(*arguments[:4], "--positives", soft, *arguments[6:], "--target-fa-per-hour", 20)
+    assert code == 0, err
+    assert "would miss fewer" not in err
 
 
 @pytest.mark.parametrize(
@@ -347,6 +361,10 @@ def test_where_clips_are_missed_it_says_what_lower_thresholds_would_find(
         ("--threshold lo=0.3", "'lo' is not a label"),
         ("--threshold low=0.3 --only low", "--only: has no effect without --negatives"),
         ("--threshold low=0", "above 0 and at most 1"),
+        (
+            "--threshold low=0.01 --negatives {}",
+            "--threshold low=0.01: recordings are measured at thresholds of 0.05 or more",
+        ),
         ("--threshold low=0.3 --only mid --negatives {}", "--threshold low=0.3: is not among the labels of --only"),
     ],
 )
