@@ -34,7 +34,7 @@ def check_negatives(
         finding = (
             f"{lost} of the {len(own)} prints of {name} are nearer to its negative prints than to its other prints"
         )
-        _report(name, lost, len(own), finding, force=force)
+        _report(name, lost, len(own), finding, "enroll more clips of it or ", force=force)
     if name in model.contract.target_labels:
         rate = model.contract.sample_rate
         mistaken = [name in model.classify(sound, rate).labels for sound in sounds]
@@ -43,7 +43,7 @@ def check_negatives(
             f"{lost} of the {near} sounds in {model.name}'s cohort that these clips are most like would be withheld"
             f" if {name} fired for them"
         )
-        _report(name, lost, near, finding, force=force)
+        _report(name, lost, near, finding, "", force=force)
 
 
 def _leave_one_out(prints: list[Floats]) -> list[float]:
@@ -67,11 +67,11 @@ def _count_withheld(negatives: Floats, mistaken: Floats, model: Model) -> tuple[
     return sum(negatives_win(negatives, sound, score) for sound, score in near), len(near)
 
 
-def _report(name: str, lost: int, of: int, finding: str, *, force: bool) -> None:
+def _report(name: str, lost: int, of: int, finding: str, cure: str, *, force: bool) -> None:
     if 2 * lost > of and not force:
         raise UsageError(
-            f"{name}: {finding}, so {name} may no longer be recognised; leave out clips that are {name}, enroll more clips of"
-            f" it or raise its threshold instead (`listen --threshold {quote(name)}=...`), or give --force; nothing was written"
+            f"{name}: {finding}, so {name} may no longer be recognised; leave out clips that are {name}, {cure}raise"
+            f" its threshold instead (`listen --threshold {quote(name)}=...`), or give --force; nothing was written"
         )
     if lost:
         say(f"warning: {finding}; sounds like these may no longer be recognised as {name}")

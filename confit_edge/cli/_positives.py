@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -58,12 +59,16 @@ def read_positives(
     found = _select_test_clips(source, found, wanted, asked)
     for clip in found:
         sound_seconds(clip.path)
-    if len(found) > 1 and all(clip.has_no_group for clip in found):
+    _warn_without_groups(source, found, ", or name one with --group-column")
+    return found
+
+
+def _warn_without_groups(source: Path, clips: list[Clip], or_else: str) -> None:
+    if len(clips) > 1 and all(clip.has_no_group for clip in clips):
         say(
             f"warning: {source}: has no groups, so the interval of missed clips treats each clip as independent and is too"
-            " narrow if a speaker or recording gave several; add a column `group`, or name one with --group-column"
+            f" narrow if a speaker or recording gave several; add a column `group`{or_else}"
         )
-    return found
 
 
 def _read_clips(source: Path, label_column: str | None, group_column: str | None) -> list[Clip]:
@@ -74,12 +79,15 @@ def _read_clips(source: Path, label_column: str | None, group_column: str | None
     if column == "label" and "label" not in columns and "labels" in columns:
         column = "labels"
     check_columns(source, columns, column, group_by)
-    folder, found = source if source.is_dir() else source.parent, list[Clip]()
+    folder, found = source if source.is_dir() else source.parent, dict[Path, Clip]()
     for where, row in rows:
         labels = labels_of(row[column], column, f"{source}, {where}")
         group, split = str(row.get(group_by) or row["path"]), str(row.get("split") or "").strip() or None
-        found.append(Clip((folder / str(row["path"])).absolute(), labels, group, split))
-    return found
+        path = Path(os.path.abspath(folder / str(row["path"])))
+        if path in found:
+            raise UsageError(f"{source}, {where}: {row['path']} is listed twice; keep one row")
+        found[path] = Clip(path, labels, group, split)
+    return list(found.values())
 
 
 def holds_clips(source: Path) -> bool:
@@ -110,7 +118,9 @@ def clips_as_recordings(source: Path, contract: Contract, names: Sequence[str] =
         raise UsageError(
             f"{source}: none of its sub-folders is a label of the model; to use its manifest, give {manifests[0]}"
         )
-    for clip in _select_test_clips(source, clips, wanted, ""):
+    clips = _select_test_clips(source, clips, wanted, "")
+    _warn_without_groups(source, clips, "")
+    for clip in clips:
         seconds = sound_seconds(clip.path)
         sounds = [SoundEvent(label, 0.0, seconds) for label in clip.labels]
         recordings.append(LabelledRecording(clip.path, seconds, sounds, {clip.group}))

@@ -181,9 +181,9 @@ def check_replaceable(out: Path, run: Run) -> None:
         ) from None
     labels = [label for label in there.labels if label not in (there.unknown_label, UNKNOWN)]
     if set(labels).isdisjoint(run.info.classes):
+        listed = format_list(labels, MAX_NAMED) or "none, as of a speaker model"
         raise UsageError(
-            f"{out}: already exists, and is a model of other classes ({format_list(labels, MAX_NAMED)}) than {run.path};"
-            " choose another -o, or remove it"
+            f"{out}: already exists, and is a model of other classes ({listed}) than {run.path}; choose another -o, or remove it"
         )
 
 

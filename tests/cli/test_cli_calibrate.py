@@ -603,9 +603,8 @@ def test_of_a_manifest_with_splits_the_clips_of_test_are_heard(
         report = json.loads(out)
         assert (report["clips"], report["frr"]) == (clips, missed)
         assert f"{manifest}: {expected}" in err
-    rows = [
-        f"{sounds / 'clips' / 'low' / '0.wav'},{label},{split}\n" for label, split in (("low", "test"), ("high", "val"))
-    ]
+    own = {"low": "test", "high": "val"}
+    rows = [f"{sounds / 'clips' / 'low' / f'{at}.wav'},{label},{own[label]}\n" for at, label in enumerate(own)]
     manifest.write_text(f"path,label,split\n{''.join(rows)}", encoding="utf-8")
     _, _, err = confit("calibrate", model, *options)
     assert "m.csv: has no test clip of high, so its misses are not measured" in err
@@ -676,6 +675,18 @@ def test_clips_are_evaluated_each_between_silences(
     assert summary["snr"] == summary["latency_s"] == {}
     code, out, err = confit("evaluate", model, source)
     assert "1 false accept in 0.00 hours of 13 clips" in out
+    assert "has no groups, so the interval of missed clips treats each clip as independent" in err
+
+
+def test_a_clip_listed_twice_is_refused(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:
+    """With two labels, each row would be a false accept of the other's."""
+    shutil.copytree(sounds / "clips", tmp_path / "clips")
+    (tmp_path / "m.csv").write_text("path,label\nclips/low/1.wav,low\n./clips/mid/../low/1.wav,mid\n")
+    positives = ("calibrate", model, "--negatives", sounds / "negatives", "--positives")
+    for command in (("evaluate", model), positives):
+        code, _, err = confit(*command, tmp_path / "m.csv")
+        assert code == 2
+        assert "m.csv, line 3: ./clips/mid/../low/1.wav is listed twice; keep one row\n" in err
 
 
 def test_of_a_manifest_the_test_clips_are_evaluated(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:

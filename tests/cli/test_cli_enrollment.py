@@ -307,6 +307,7 @@ def test_negatives_that_silence_a_label_are_refused(words: Path, confit: Confit)
         r"eight: \d of the \d sounds in digits's cohort that these clips are most like would be withheld if eight fired",
         err,
     )
+    assert "leave out clips that are eight, raise its threshold instead" in err  # a label needs no prints of its own
 
 
 def test_accents_of_names_are_the_same_however_they_are_spelt(clips: Path, words: Path, confit: Confit) -> None:

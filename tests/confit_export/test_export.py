@@ -395,6 +395,9 @@ def test_only_a_model_with_a_class_of_the_run_is_replaced(run: Run, tmp_path: Pa
             check_replaceable(out, replace(run, info=replace(run.info, classes=classes)))
         other = f"words.onnx: already exists, and is a model of other classes (low, mid, high) than {run.path}; choose"
         assert other in str(refused.value)
+    shutil.copy(load("speakers").path, out)
+    with pytest.raises(UsageError, match=r"of other classes \(none, as of a speaker model\) than"):
+        check_replaceable(out, run)
     out.write_bytes(b"a model of another tool")
     with pytest.raises(UsageError, match="already exists, and is not a complete model"):
         check_replaceable(out, run)
