@@ -8,7 +8,7 @@ import re
 import reprlib
 import sys
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -140,6 +140,8 @@ class Recipe:
             raise UsageError(
                 f"recipe key 'freeze' must be none, features, a number of layers or all; it is {self.freeze!r}"
             )
+        for key in ("others", "background"):
+            check_places(f"recipe key '{key}'", getattr(self, key))
         if self.speed > 0.5:
             raise UsageError(f"recipe key 'speed' must be at most 0.5; it is {self.speed}")
         for key in ("noise_probability", "room_probability", "band_probability", "codec_probability"):
@@ -228,6 +230,12 @@ class Recipe:
     def from_file(cls, path: Path, **flags: Any) -> Recipe:
         """A recipe from a YAML file or a shipped recipe; `flags` from the command line override its keys."""
         return cls.from_dict({**read_yaml(path), **flags}, str(path))
+
+
+def check_places(option: str, places: Sequence[str]) -> None:
+    """Raise UsageError if a place is empty: as a path that is the current folder, which nobody meant."""
+    if "" in places:
+        raise UsageError(f"{option}: is empty (is a variable not set?); use . for the current folder")
 
 
 @cache

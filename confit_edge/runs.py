@@ -32,7 +32,7 @@ from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.tables import write_csv
 from confit_edge.probes.typicality import Typicality
-from confit_edge.recipe import Recipe
+from confit_edge.recipe import Recipe, check_places
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.formatting import format_count, format_quoted_list
 
@@ -197,6 +197,7 @@ def with_current_paths(
     for key, places in (("background", background), ("others", others)):
         if not places:
             continue
+        check_places(f"--{key}", places)
         using = [run for run in runs if getattr(run.recipe, key)]
         if not using:
             raise UsageError(

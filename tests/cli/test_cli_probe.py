@@ -66,6 +66,8 @@ def test_the_sound_of_a_run_may_have_moved(run_path: Path, background: Path, con
         code, _, err = confit(*verb, tmp_path / "run", "--background", tmp_path / "now", "--others", tmp_path)
         assert code == 2
         assert "was used to train" in err
+        code, _, err = confit(*verb, tmp_path / "run", "--background", "")  # not the current folder
+        assert (code, "--background: is empty" in err) == (2, True)
 
 
 def test_the_encoder_that_a_run_began_with_may_have_moved(

@@ -89,6 +89,9 @@ def test_background_and_others_may_be_one_place_or_several(tmp_path: Path) -> No
     for text, places in (("rooms", ("rooms",)), ("[rooms, noise]", ("rooms", "noise")), ("", ())):
         path.write_text(f"background: {text}\nothers: {text}\n")
         assert Recipe.from_file(path) == Recipe(background=places, others=places)
+    path.write_text("background: [rooms, '']\n")  # it would be the current folder
+    with pytest.raises(UsageError, match=r"'background': is empty \(is a variable not set\?\)"):
+        Recipe.from_file(path)
     path.write_text("background: [rooms, 3]\n")
     with pytest.raises(UsageError, match=r"'background' has the value .* wrong type"):
         Recipe.from_file(path)
