@@ -43,7 +43,7 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
     if "lost" in parity:
         low, high = (100 * parity["lost"][end] for end in ("low", "high"))
         points, clips = 100 * parity["lost"]["difference"], f"{parity['clips_lost']} of {parity['clips']} clips"
-        # nothing was lost in any resample, so there is no interval
+        # earlier exports have no interval if nothing was lost in any resample
         interval = f" {format_interval(low, high, '+.2f')}" if low < high else ""
         of_map = f"; mAP {100 * parity['map_lost']:+.2f} points" if "map_lost" in parity else ""
         rows.append(("lost on validation", f"{points:+.2f} points{interval}, paired; {clips}{of_map}"))
