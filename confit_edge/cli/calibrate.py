@@ -180,7 +180,7 @@ def calibrate(
     if not negatives:  # change the thresholds in force, which another calibration may have set
         loaded = load(model)
     of = labels_target(loaded, bake) if gallery is None else names_target(loaded, gallery, only or [])
-    contract = _only(of.contract, only) if only else of.contract
+    contract = _only(of.contract, only, gallery) if only else of.contract
     check_fire(own, [loaded])
     by_hand = _by_hand(loaded, contract, general, own)
     if negatives:
@@ -217,7 +217,9 @@ def calibrate(
         chosen = dataclasses.replace(chosen, lowest=on_thresholds(contract))
     beware = calibration_report.cautions(counts.without(indices), chosen, calibrated, recordings, of.alone)
     chosen = set_by_hand(chosen, counts, indices, confidence)
-    contract = dataclasses.replace(contract, thresholds={**thresholds(contract, chosen.thresholds), **by_hand})
+    contract = dataclasses.replace(
+        contract, thresholds={**thresholds(contract, chosen.thresholds, of.release), **by_hand}
+    )
     with failed_clip_reported(json):
         heard = hear(contract, clips, of.score_clip, json)
     report = {
@@ -232,7 +234,10 @@ def calibrate(
     if plot is not None:
         calibration_report.write_curve(plot, curve, report)
     if json:
-        emit("summary", **report, thresholds=contract.thresholds, det=curve, cautions=beware)
+        levels = contract.thresholds
+        if gallery is not None:  # with --only, the other names keep theirs
+            levels = {contract.labels[at]: levels[contract.labels[at]] for at in places}
+        emit("summary", **report, thresholds=levels, det=curve, cautions=beware)
     for caution in beware:
         say(f"warning: {caution}")
     if not chosen.met:
@@ -397,19 +402,22 @@ def _check_place(path: Path, advice: str) -> None:
         raise UsageError(f"{path}: its folder cannot be written ({error.strerror}); {advice}") from error
 
 
-def _only(contract: Contract, labels: Sequence[str]) -> Contract:
+def _only(contract: Contract, labels: Sequence[str], gallery: Path | None) -> Contract:
     from confit_runtime.calibration import restrict_to_labels
 
     labels = [normalise(label) for label in labels]
     for label in labels:
-        fires = f"(labels that fire: {format_known_names(label, contract.can_fire)})"
+        known = format_known_names(label, contract.can_fire)
+        fires = f"(labels that fire: {known})"
+        near = closest_name(label, contract.can_fire)
+        hint = f"; did you mean {near!r}?" if near else ""
+        if label not in contract.labels and gallery is not None:
+            raise UsageError(f"--only {label}: is not enrolled in {gallery} (enrolled: {known}){hint}")
         if label == contract.unknown_label:
             raise UsageError(
                 f"--only {label}: stands for everything that is not a label of {contract.name}, and never fires {fires}"
             )
         if label not in contract.labels:
-            near = closest_name(label, contract.can_fire)
-            hint = f"; did you mean {near!r}?" if near else ""
             raise UsageError(f"--only {label}: is not a label of {contract.name} {fires}{hint}")
         if label not in contract.can_fire:
             raise UsageError(

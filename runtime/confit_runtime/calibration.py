@@ -178,18 +178,23 @@ def held_levels(scores: Floats, hops: int) -> Floats:
     return held
 
 
-def thresholds(contract: Contract, on: npt.NDArray[np.float64]) -> dict[str, dict[str, float]]:
-    """Contract thresholds at levels `on [labels]`. A label keeps its refractory time; one that cannot fire stays unchanged."""
+def thresholds(
+    contract: Contract, on: npt.NDArray[np.float64], release: float = RELEASE
+) -> dict[str, dict[str, float]]:
+    """Contract thresholds at levels `on [labels]`, with `off` at `release` times `on`.
+
+    A label keeps its refractory time; one that cannot fire stays unchanged.
+    """
     levels = dict(contract.thresholds)
     for index in firing_label_indices(contract):
         label, level = contract.labels[index], float(on[index])
-        levels[label] = with_release(levels[label], level)
+        levels[label] = with_release(levels[label], level, release)
     return levels
 
 
-def with_release(threshold: Mapping[str, float], on: float) -> dict[str, float]:
+def with_release(threshold: Mapping[str, float], on: float, release: float = RELEASE) -> dict[str, float]:
     """A label's threshold of a contract at the level `on`, with the `off` for which false accepts are counted."""
-    return {**threshold, "on": round(on, 7), "off": round(on * RELEASE, 7)}
+    return {**threshold, "on": round(on, 7), "off": round(on * release, 7)}
 
 
 @dataclass(frozen=True)
