@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -135,7 +135,7 @@ def evaluate(
             "failed": len(left_out),
             "thresholds_of": {**threshold_origin(loaded.contract), **({"given": threshold} if threshold else {})},
             **summarise(judged, loaded.contract, confidence),
-            **({} if opened is None else {"by_name": _names_report(opened, judged, confidence)}),
+            **({} if opened is None else {"by_name": _names_report(opened, judged, confidence, own)}),
         }
         if clips:  # no noise surrounds them, and nothing says when a microphone would have heard the silence after them
             report |= {"snr": {}, "latency_s": {}, "latency_from_start_s": {}}
@@ -147,15 +147,17 @@ def evaluate(
             raise typer.Exit(1)
 
 
-def _names_report(gallery: Gallery, judged: Sequence[EvaluatedRecording], confidence: float) -> dict[str, Any]:
-    """The threshold of each enrolled name, since when it is calibrated (None: it is not), and its false accepts."""
+def _names_report(
+    gallery: Gallery, judged: Sequence[EvaluatedRecording], confidence: float, by_hand: Mapping[str, float]
+) -> dict[str, Any]:
+    """The threshold of each enrolled name, when it was calibrated (None: it was not, or is `by_hand`), and its false accepts."""
     from confit_runtime.evaluation_report import false_accept_rate
 
     matcher, calibrated = gallery.matcher, gallery.calibrated()
     return {
         name: {
             "threshold": matcher.stream_threshold(name),
-            "calibrated": calibrated[name].made if name in calibrated else None,
+            "calibrated": calibrated[name].made if name in calibrated and name not in by_hand else None,
             **false_accept_rate(judged, confidence, name),
         }
         for name in matcher.enrolled
