@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from confit_runtime.formatting import format_count
+from confit_edge.cli._console import say
+from confit_runtime.formatting import format_count, format_list
 
 if TYPE_CHECKING:
     from confit_runtime.gallery import Gallery
@@ -49,6 +50,15 @@ def open_names(gallery: Path | None, model: Model, thresholds: dict[str, float])
         own = {name: level for name, level in thresholds.items() if name in unread.names()}
     with Gallery.open(gallery, model, thresholds=own) as opened:
         yield opened
+
+
+def print_ended_calibrations(gallery: Gallery, before: Collection[str]) -> None:
+    """Print for which names, of those that were calibrated `before`, the gallery no longer has a calibration."""
+    if ended := [name for name in before if name not in gallery.calibrated()]:
+        say(
+            f"{gallery.path}: no longer calibrated, because other prints give other scores: {format_list(ended)};"
+            " calibrate again (no hour is streamed twice)"
+        )
 
 
 def prints_text(count: int, negative: bool = False) -> str:

@@ -12,7 +12,7 @@ import typer
 
 from confit_edge.cli._console import Json, emit, emit_failed, print_line, say, say_error, stderr_is_terminal
 from confit_edge.cli._enroll_warnings import warn_about_prints
-from confit_edge.cli._gallery_options import GALLERY, KindOption, prints_text
+from confit_edge.cli._gallery_options import GALLERY, KindOption, print_ended_calibrations, prints_text
 from confit_edge.cli._sources import warn_about_narrow_clips
 from confit_runtime.errors import AudioError, ConfitError, UsageError
 from confit_runtime.names import format_known_names
@@ -154,6 +154,7 @@ def enroll(
             check_negatives(name, [sound for _, sound, _ in prints], embeddings[places], loaded, there, force=force)
         if prints:
             opened = there or stack.enter_context(Gallery.open(gallery, loaded, create=True, kind=settled))
+            calibrated_before = opened.calibrated()
             opened.enroll(
                 name,
                 embeddings[places],
@@ -164,8 +165,10 @@ def enroll(
                 kind=settled,
             )
             there = opened
+            print_ended_calibrations(there, calibrated_before)
         assert there is not None  # prints are only left out if a gallery has them
-        total, calibrated = there.counts_of(name)[negative], name in there.calibrated()
+        total, calibrated = there.counts_of(name)[negative], there.calibrated()
+        needed = None if negative else there.matcher.stream_threshold(name)
     if json:
         emit(
             "enrolled",
@@ -181,11 +184,17 @@ def enroll(
         kept = "; their audio is not kept" if keep_audio else ""
         say(f"{prints_text(left_out, negative)} left out: already enrolled as {name}, or given twice{kept}")
     say(f"{gallery} holds {prints_text(total, negative)} of {name}")
-    if not calibrated and not negative and settled == "sound":
-        command = f"confit-edge calibrate {model} --gallery {quote(str(gallery))} --negatives DIR"
+    if needed is not None and settled == "sound":
         say(
-            f"how often {name} fires falsely in your own background is unknown: `{command}` measures it and sets a threshold"
+            f"in a stream, {name} needs a similarity of {needed:.2f}; if it is missed, enroll more clips as your device will hear"
+            f" it, or lower that with `listen --threshold {quote(name)}=VALUE`, which also fires falsely more often"
         )
+        if name not in calibrated:
+            command = f"confit-edge calibrate {quote(model)} --gallery {quote(str(gallery))} --negatives DIR"
+            say(
+                f"how often {name} fires falsely in your own background is unknown: `{command}` measures it and sets a"
+                " threshold"
+            )
 
 
 def _check_options(clips: list[str] | None, mic: bool, for_mic: dict[str, object]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from confit_edge.cli._console import Bar, Json, Verb, Verbs, emit, print_line, say
-from confit_edge.cli._gallery_options import GALLERY, GalleryFile, counts_text, prints_text
+from confit_edge.cli._gallery_options import GALLERY, GalleryFile, counts_text, print_ended_calibrations, prints_text
 from confit_runtime.errors import UsageError
 from confit_runtime.formatting import format_list
 
@@ -39,14 +39,16 @@ def list_(gallery: GalleryFile = GALLERY, json: Json = False) -> None:
     from confit_runtime.gallery import Gallery
 
     with Gallery.open(gallery) as opened:
-        names = opened.counts()
+        names, calibrated = opened.counts(), opened.calibrated()
         for name, counts in names.items():
             voiced_s, against = opened.voiced_s(name), counts.negative_prints
+            level = calibrated[name].threshold if name in calibrated else None
             if json:
-                emit("name", name=name, **counts._asdict(), voiced_s=round(voiced_s, 3))
+                emit("name", name=name, **counts._asdict(), voiced_s=round(voiced_s, 3), calibrated_threshold=level)
             else:
                 others = f"  {prints_text(against, True)}" if against else ""
-                print_line(f"{name}  {prints_text(counts.prints)}  {voiced_s:.1f} s{others}")
+                since = "" if level is None else f"  calibrated to {level:.2f}"
+                print_line(f"{name}  {prints_text(counts.prints)}  {voiced_s:.1f} s{others}{since}")
     if json:
         _emit_summary(names, str(gallery))
     elif not names:
@@ -205,8 +207,11 @@ def import_(
         raise UsageError(f"{source}: no such file")
     with Gallery.open(source) as given:
         if gallery.exists():
-            with Gallery.open(gallery) as opened, Bar(json, before="names") as bar:
-                added = import_names(opened, given, partial(_show, bar, "import"))
+            with Gallery.open(gallery) as opened:
+                calibrated = opened.calibrated()
+                with Bar(json, before="names") as bar:
+                    added = import_names(opened, given, partial(_show, bar, "import"))
+                print_ended_calibrations(opened, calibrated)
         else:
             with Bar(json, before="names") as bar:
                 added = export_names(given, [], gallery, partial(_show, bar, "import"))
@@ -243,7 +248,9 @@ def re_enroll(
 
     loaded = load(model)
     with Gallery.open(gallery) as opened:
+        calibrated = opened.calibrated()
         made = re_enroll_prints(opened, loaded, kind)
+        print_ended_calibrations(opened, calibrated)
     _print_names("re-enrolled", made, str(gallery), f"recomputed with {loaded.name}", json)
 
 

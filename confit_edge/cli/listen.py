@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -173,7 +174,7 @@ def listen(
     ):
         check_fire(own, tuned, listen_galleries.names)
         for enrolled in listen_galleries.by_model.values():
-            _print_calibrated(enrolled, own)
+            _print_thresholds(enrolled, own)
         check_fire(pauses.own_s, tuned, listen_galleries.names, "--hold")
         for name in clips or [source]:
             try:
@@ -197,15 +198,23 @@ def listen(
         raise typer.Exit(1)
 
 
-def _print_calibrated(gallery: Gallery, thresholds: dict[str, float]) -> None:
-    """Print which names listen with a calibrated threshold; those with one in `thresholds` do not."""
+def _print_thresholds(gallery: Gallery, by_hand: dict[str, float]) -> None:
+    """Print the thresholds of enrolled names that have none `by_hand`: calibrated ones and, of sounds, the model's."""
+    calibrated, matcher = gallery.calibrated(), gallery.matcher
     found = [
         f"{name} {one.threshold:.2f} (made on {one.made}, for {one.target_fa_per_hour:g} false accepts per hour)"
-        for name, one in gallery.calibrated().items()
-        if name not in thresholds
+        for name, one in calibrated.items()
+        if name not in by_hand
     ]
     if found:
         say(f"{gallery.path}: calibrated thresholds: {format_list(found)}")
+    others = [name for name in matcher.enrolled if name not in calibrated and name not in by_hand]
+    if others and gallery.kind == "sound":
+        levels = [f"{name} {matcher.stream_threshold(name):.2f}" for name in others]
+        say(
+            f"{gallery.path}: not calibrated, at the model's thresholds for streams: {format_list(levels)}. If a name is missed,"
+            f" enroll more clips of it, or lower its threshold: --threshold {quote(others[0])}=VALUE"
+        )
 
 
 def _streams(

@@ -54,7 +54,9 @@ def test_listen_prints_a_line_for_each_detection(home: Path) -> None:
     done = run(home, "listen", "tiny.onnx", "--source", "scene.flac", "--gallery", "house.db")
     assert done.returncode == 0
     assert [line.split()[2] for line in done.stdout.splitlines()] == ["low", "bell", "mid"]
-    assert done.stderr == "tiny: low 1, bell 1, mid 1 in 2.5 s\n"
+    thresholds, summary = done.stderr.splitlines()
+    assert thresholds.startswith("house.db: not calibrated, at the model's thresholds for streams: bell 0.80.")
+    assert summary == "tiny: low 1, bell 1, mid 1 in 2.5 s"
 
 
 def test_listen_reports_the_end_of_a_sound_when_asked(home: Path) -> None:

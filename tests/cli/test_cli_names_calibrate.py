@@ -120,9 +120,15 @@ def test_one_name_is_calibrated_by_itself(confit: Confit, radio: Path, home: Pat
     code, out, err = confit(*arguments, "--only", "bell")
     assert code == 0, err
     assert "for all names together" in out
+    (levels,) = json.loads(confit(*arguments, "--only", "bell", "--json")[1])["thresholds"].items()
+    assert levels[0] == "bell"  # the horn keeps its threshold
+    assert levels[1]["off"] == levels[1]["on"]  # a name is armed again by any row that is not answered with it
     with Gallery.open("house.db") as gallery:
         assert list(gallery.calibrated()) == ["bell"]
-    assert "did you mean 'bell'" in confit(*arguments, "--only", "bel")[2]
+    assert (
+        "--only bel: is not enrolled in house.db (enrolled: bell, horn); did you mean 'bell'?"
+        in confit(*arguments, "--only", "bel")[2]
+    )
     assert "give one of the two" in confit(*arguments, "--bake", "new.onnx")[2]
 
 
@@ -153,5 +159,37 @@ def test_enrolled_names_are_evaluated(confit: Confit, home: Path) -> None:
     assert names["horn"]["fa_per_hour"] == 0
     assert names["bell"]["threshold"] == pytest.approx(0.8)
     assert "enrolled name bell at 0.80, not calibrated: 1 false accept" in confit(*arguments)[1]
-    assert json.loads(confit(*arguments, "--threshold", "bell=0.9995", "--json")[1])["false_accepts"] == 0
+    with Gallery.open("house.db") as gallery:
+        gallery.calibrate({"bell": 0.9, "horn": 0.9}, 0.5, "2026-01-31")
+    by_hand = json.loads(confit(*arguments, "--threshold", "bell=0.9995", "--json")[1])
+    assert by_hand["false_accepts"] == 0
+    assert (by_hand["by_name"]["bell"]["calibrated"], by_hand["by_name"]["horn"]["calibrated"]) == (None, "2026-01-31")
     assert "bell" in confit(*arguments[:3])[2]  # without the gallery it is no label
+
+
+def test_whoever_adds_prints_is_told_that_the_calibration_ended(confit: Confit, home: Path) -> None:
+    soundfile.write("bell.wav", bell(0.5, 0.25), RATE)
+    soundfile.write("other.wav", bell(0.5, 0.2), RATE)
+    with Gallery.open("house.db") as gallery:
+        gallery.calibrate({"bell": 0.9}, 0.5, "2026-01-31")
+    assert "  calibrated to 0.90\n" in confit("gallery", "list", "--gallery", "house.db")[1]
+    err = confit("listen", "tiny.onnx", "--gallery", "house.db", "--source", "bell.wav")[2]
+    assert "calibrated thresholds: bell 0.90" in err
+    assert "not calibrated, at the model's thresholds for streams: horn 0.80. If a name is missed" in err
+    assert "--threshold horn=VALUE" in err
+    err = confit("listen", "tiny.onnx", "--gallery", "house.db", "--source", "bell.wav", "--threshold", "horn=0.7")[2]
+    assert "not calibrated" not in err
+
+    ended = "house.db: no longer calibrated, because other prints give other scores: bell"
+    enroll = ("enroll", "tiny.onnx", "bell", "bell.wav", "--gallery")
+    code, _, err = confit(*enroll, "house.db")
+    assert (code, ended in err) == (0, True), err
+    assert "in a stream, bell needs a similarity of 0.80; if it is missed, enroll more clips" in err
+    err = confit(*enroll, "house.db")[2]  # nothing new
+    assert "no longer calibrated" not in err
+
+    confit("enroll", "tiny.onnx", "bell", "other.wav", "--gallery", "more.db")
+    with Gallery.open("house.db") as gallery:
+        gallery.calibrate({"bell": 0.9, "horn": 0.9}, 0.5, "2026-01-31")
+    code, _, err = confit("gallery", "import", "more.db", "--gallery", "house.db")
+    assert (code, ended in err, "horn" in err) == (0, True, False), err
