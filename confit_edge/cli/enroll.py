@@ -186,8 +186,8 @@ def enroll(
     say(f"{gallery} holds {prints_text(total, negative)} of {name}")
     if needed is not None and settled == "sound":
         say(
-            f"in a stream, {name} needs a similarity of {needed:.2f}; if it is missed, enroll more clips as your device will hear"
-            f" it, or lower that with `listen --threshold {quote(name)}=VALUE`, which also fires falsely more often"
+            f"in a stream, {name} needs a similarity of {needed:.2f}; if it is missed, enroll clips of more voices or takes, or"
+            f" lower that with `listen --threshold {quote(name)}=VALUE`; with either it also fires falsely more often"
         )
         if name not in calibrated:
             command = f"confit-edge calibrate {quote(model)} --gallery {quote(str(gallery))} --negatives DIR"

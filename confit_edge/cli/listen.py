@@ -213,7 +213,8 @@ def _print_thresholds(gallery: Gallery, by_hand: dict[str, float]) -> None:
         levels = [f"{name} {matcher.stream_threshold(name):.2f}" for name in others]
         say(
             f"{gallery.path}: not calibrated, at the model's thresholds for streams: {format_list(levels)}. If a name is missed,"
-            f" enroll more clips of it, or lower its threshold: --threshold {quote(others[0])}=VALUE"
+            " enroll clips of more voices or takes and calibrate it, or lower its threshold: --threshold"
+            f" {quote(others[0])}=VALUE"
         )
 
 

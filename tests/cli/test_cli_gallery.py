@@ -25,6 +25,7 @@ def test_enroll_identify_and_manage_a_gallery(home: Path, tmp_path: Path) -> Non
     done = run(tmp_path, "enroll", model, "Büzz", clips[1])
     assert done.stdout == "Büzz: 1 print from 0.5 s of sound\n"
     held, needed, unknown = done.stderr.splitlines()
+    assert needed.startswith("in a stream, Büzz needs a similarity of 0.")
     assert held == "gallery.db holds 1 print of Büzz"
     assert "how often Büzz fires falsely" in unknown
     assert f"`confit-edge calibrate {model} --gallery gallery.db --negatives DIR`" in unknown
@@ -47,8 +48,22 @@ def test_enroll_identify_and_manage_a_gallery(home: Path, tmp_path: Path) -> Non
 
     assert run(tmp_path, "gallery", "list").stdout == "Büzz  1 print  0.5 s\nbell  3 prints  1.5 s\n"
     assert lines(run(tmp_path, "gallery", "list", "--json")) == [
-        {"type": "name", "name": "Büzz", "prints": 1, "negative_prints": 0, "voiced_s": 0.5, "calibrated_threshold": None},
-        {"type": "name", "name": "bell", "prints": 3, "negative_prints": 0, "voiced_s": 1.5, "calibrated_threshold": None},
+        {
+            "type": "name",
+            "name": "Büzz",
+            "prints": 1,
+            "negative_prints": 0,
+            "voiced_s": 0.5,
+            "calibrated_threshold": None,
+        },
+        {
+            "type": "name",
+            "name": "bell",
+            "prints": 3,
+            "negative_prints": 0,
+            "voiced_s": 1.5,
+            "calibrated_threshold": None,
+        },
         {"type": "summary", "gallery": "gallery.db", "names": 2, "prints": 4, "negative_prints": 0},
     ]
     shown = lines(run(tmp_path, "gallery", "show", "bell", "--json"))

@@ -184,7 +184,7 @@ def test_whoever_adds_prints_is_told_that_the_calibration_ended(confit: Confit, 
     enroll = ("enroll", "tiny.onnx", "bell", "bell.wav", "--gallery")
     code, _, err = confit(*enroll, "house.db")
     assert (code, ended in err) == (0, True), err
-    assert "in a stream, bell needs a similarity of 0.80; if it is missed, enroll more clips" in err
+    assert "in a stream, bell needs a similarity of 0.80; if it is missed, enroll clips of more voices" in err
     err = confit(*enroll, "house.db")[2]  # nothing new
     assert "no longer calibrated" not in err
 
