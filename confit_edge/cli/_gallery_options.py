@@ -56,8 +56,8 @@ def print_ended_calibrations(gallery: Gallery, before: Collection[str]) -> None:
     """Print for which names, of those that were calibrated `before`, the gallery no longer has a calibration."""
     if ended := [name for name in before if name not in gallery.calibrated()]:
         say(
-            f"{gallery.path}: no longer calibrated, because other prints give other scores: {format_list(ended)};"
-            " calibrate again (no hour is streamed twice)"
+            f"{gallery.path}: no longer calibrated, because other prints give other scores: {format_list(ended)}; run"
+            " `confit-edge calibrate --gallery` again"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
 
@@ -411,7 +412,7 @@ class Gallery:
         """
         with self.change() as db:
             for name, threshold in thresholds.items():
-                if not -1.0 <= threshold <= 1.0:
+                if not (isinstance(threshold, Real) and -1.0 <= threshold <= 1.0):
                     raise UsageError(f"the threshold of {name!r} must be a similarity from -1 to 1, not {threshold!r}")
                 db.execute(
                     "INSERT OR REPLACE INTO calibrated (name_id, threshold, target_fa_per_hour, made) VALUES (?, ?, ?, ?)",

@@ -939,6 +939,8 @@ def test_a_calibrated_threshold_holds_in_streams_until_the_prints_change(tmp_pat
             gallery.calibrate({"orient": 0.9}, 1.0, "2026-01-31")
         with pytest.raises(UsageError, match="similarity from -1 to 1"):
             gallery.calibrate({"north": 1.5}, 1.0, "2026-01-31")
+        with pytest.raises(UsageError, match=r"from -1 to 1, not '0\.5'"):
+            gallery.calibrate({"north": "0.5"}, 1.0, "2026-01-31")  # type: ignore[dict-item]
 
 
 def test_a_damaged_calibration_is_reported(tmp_path: Path, model: Model) -> None:
