@@ -25,6 +25,7 @@ MIN_SHIFT, MAX_SHIFT = -0.25, 0.05  # of the threshold, by a name's own prints
 UNIT_TOLERANCE = 1e-6  # a length this close to 1 differs from it by rounding only
 ROUNDING_TOLERANCE = 1e-6  # of a cosine: refuse a clip that is both a print and a negative one, whatever its last digit
 SAME_SOUND = 0.99  # cosine with a negative print from which a sound is that very one again
+PRINT_EXPONENT = 0.25  # of 1 - cosine: n prints then cover as much of a space of 8 dimensions (2 / 8) as three do
 NEWEST_PRINTS = 64  # of a name, the newest, from which the similarity of its prints is computed
 
 Reason = Literal["nobody", "too low", "negative", "stranger", "other", "too close"]
@@ -176,13 +177,17 @@ class Matcher:
         """The similarity that an enrolled name needs in a stream.
 
         It is the one given by hand, else the calibrated one (unless that is not wanted), else the model's, which is at
-        least that of a clip.
+        least that of a clip. The model's is for a few prints: the more a name has, the more sounds lie near one of them.
         """
-        by_hand, of_clips = name in self.levels.per_name, self._threshold(self.names.index(name))
+        index = self.names.index(name)
+        by_hand, of_clips = name in self.levels.per_name, self._threshold(index)
         if calibrated and not by_hand and name in self._calibrated:
             return self._calibrated[name]
         of_model = self.levels.stream_threshold
-        return of_clips if by_hand or of_model is None else max(of_clips, of_model)
+        if by_hand or of_model is None:
+            return of_clips
+        prints = float(np.diff(self._starts)[index].clip(NEAREST_PRINTS, NEWEST_PRINTS))
+        return max(of_clips, 1.0 - (1.0 - of_model) * (prints / NEAREST_PRINTS) ** -PRINT_EXPONENT)
 
     def verify(self, name: str, embedding: npt.ArrayLike) -> Match:
         """Whether an embedding `[dim]` is `name`: the answer's `name` is that or None, `score` is that name's.

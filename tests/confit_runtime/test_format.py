@@ -218,7 +218,9 @@ def match(file: File, prints: Prints, embedding: Floats, calibrated: dict[str, f
         shift = len(newest) / (len(newest) + 4.5) * (np.mean(others) - levels["genuine"])
         threshold += min(max(shift, -0.25), 0.05)
     if calibrated is not None:
-        threshold = calibrated.get(name, max(threshold, levels.get("stream_threshold", (1 + levels["threshold"]) / 2)))
+        of_three = levels.get("stream_threshold", (1 + levels["threshold"]) / 2)
+        in_stream = 1 - (1 - of_three) * (min(max(len(own), 3), 64) / 3) ** -0.25
+        threshold = calibrated.get(name, max(threshold, in_stream))
     reason = None
     if score < threshold:
         reason = "too low"

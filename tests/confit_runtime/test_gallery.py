@@ -967,3 +967,7 @@ def test_the_level_of_streams_is_that_of_sounds_only(tmp_path: Path, tiny: Path)
         with Gallery.open(path, model, create=True, kind=kind) as gallery:
             gallery.enroll("east", np.eye(DIM, dtype=np.float32)[:1], sources=["e"], voiced_s=5.0)
             assert gallery.matcher.stream_threshold("east") == pytest.approx(expected)
+            if expected == 0.9:  # sixteen times as many prints as three: half as far from 1
+                more = np.eye(DIM, dtype=np.float32)[:1] + np.linspace(0.01, 0.1, 47)[:, None] * np.ones(DIM)
+                gallery.enroll("east", more.astype(np.float32), sources=["e"] * 47, voiced_s=5.0)
+                assert gallery.matcher.stream_threshold("east") == pytest.approx(0.95)
