@@ -47,16 +47,17 @@ def report(
 ) -> dict[str, Any]:
     """The report of the whole model, and of each label at `places`; `came_with` are the thresholds before."""
     hours, held_out = float(counts.hours.sum()), int(chosen.held_out.sum())
+    on = {label: level["on"] for label, level in contract.thresholds.items()}
     fired = np.take_along_axis(counts.events.sum(axis=1), chosen.levels[:, None], axis=1)[:, 0]
     labels: dict[str, dict[str, Any]] = {}
     for place in places:
         label = contract.labels[place]
-        level, own = contract.thresholds[label]["on"], [positive for positive in heard if positive.label == label]
+        level, own = on[label], [positive for positive in heard if positive.label == label]
         labels[label] = {
             "threshold": level,
             "fires": level < NEVER,
             "false_accepts": int(fired[place]),
-            **_share([one.level < level for one in own], [one.group for one in own], confidence),
+            **_share(own, on, confidence),
         }
         if labels[label].get("frr", 0.0) >= MOSTLY_MISSED:
             lowest = LEVELS[0] if place in chosen.by_hand else min(came_with[label], chosen.bound_thresholds[place])
@@ -71,7 +72,6 @@ def report(
                 for lower in _round_thresholds(lowest, level)
                 if (frr := sum(one.level < lower for one in own) / len(own)) < labels[label]["frr"]
             ]
-    missed = [positive.level < labels[positive.label]["threshold"] for positive in heard]
     return {
         "model": contract.name,
         "hours": hours,
@@ -81,7 +81,7 @@ def report(
         "fa_per_hour_interval": list(clustered_rate_interval(chosen.held_out, counts.hours, confidence)),
         "false_accepts_held_out": held_out,
         "false_accepts": int(fired.sum()),
-        **_share(missed, [positive.group for positive in heard], confidence),
+        **_share(heard, on, confidence),
         "confusions": sum(bool(positive.others) for positive in heard),
         "by_label": labels,
     }
@@ -93,17 +93,10 @@ def report_by_hand(
     """The report on thresholds that were set by hand and measured on no recordings: what they miss of clips, if any."""
     on = {label: contract.thresholds[label]["on"] for label in contract.can_fire}
     rows = {label: [one for one in heard if one.label == label] for label in labels}
-    missed = [one.level < on[one.label] for one in heard]
     return {
         "model": contract.name,
-        **_share(missed, [one.group for one in heard], confidence),
-        "by_label": {
-            label: {
-                "threshold": on[label],
-                **_share([one.level < on[label] for one in own], [one.group for one in own], confidence),
-            }
-            for label, own in rows.items()
-        },
+        **_share(heard, on, confidence),
+        "by_label": {label: {"threshold": on[label], **_share(own, on, confidence)} for label, own in rows.items()},
     }
 
 
@@ -114,11 +107,12 @@ def _round_thresholds(lowest: float, below: float) -> list[float]:
     return [tenths[at] for at in shown.round().astype(int)]
 
 
-def _share(missed: Sequence[bool], groups: Sequence[str], confidence: float) -> dict[str, Any]:
-    """The false rejects of clips, with an interval that treats clips of one group as alike; empty without clips."""
-    if not missed:
+def _share(heard: Sequence[Positive], on: Mapping[str, float], confidence: float) -> dict[str, Any]:
+    """The clips missed at thresholds `on`, with an interval that treats clips of one group as alike; empty without clips."""
+    if not heard:
         return {}
-    low, high = grouped_share_interval(missed, groups, confidence)
+    missed = [one.level < on[one.label] for one in heard]
+    low, high = grouped_share_interval(missed, [one.group for one in heard], confidence)
     return {"clips": len(missed), "frr": sum(missed) / len(missed), "frr_interval": [low, high]}
 
 

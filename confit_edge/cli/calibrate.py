@@ -211,11 +211,12 @@ def calibrate(
         counts = count_false_accepts(contract, recordings, show_progress, release=of.release)
     indices = {contract.labels.index(label): level["on"] for label, level in by_hand.items()}
     target = target_fa_per_hour if calibrated.can_fire else float("inf")
-    chosen = choose_operating_point(counts.without(indices), target, confidence)
+    of_calibrated = counts.without(indices)
+    chosen = choose_operating_point(of_calibrated, target, confidence)
     kept = "" if lower else calibration_report.lowered_thresholds(calibrated, chosen)
     if not lower:
         chosen = dataclasses.replace(chosen, lowest=on_thresholds(contract))
-    beware = calibration_report.cautions(counts.without(indices), chosen, calibrated, recordings, of.alone)
+    beware = calibration_report.cautions(of_calibrated, chosen, calibrated, recordings, of.alone)
     chosen = set_by_hand(chosen, counts, indices, confidence)
     contract = dataclasses.replace(
         contract, thresholds={**thresholds(contract, chosen.thresholds, of.release), **by_hand}

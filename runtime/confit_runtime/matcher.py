@@ -186,7 +186,7 @@ class Matcher:
         of_model = self.levels.stream_threshold
         if by_hand or of_model is None:
             return of_clips
-        prints = float(np.diff(self._starts)[index].clip(NEAREST_PRINTS, NEWEST_PRINTS))
+        prints = min(max(len(self._own_prints(index)), NEAREST_PRINTS), NEWEST_PRINTS)
         return max(of_clips, 1.0 - (1.0 - of_model) * (prints / NEAREST_PRINTS) ** -PRINT_EXPONENT)
 
     def verify(self, name: str, embedding: npt.ArrayLike) -> Match:
@@ -279,15 +279,13 @@ class Matcher:
             count *= 4
 
     def _score(self, place: int, query: Floats) -> float:
-        return print_score(self._prints[self._starts[place] : self._starts[place + 1]], query)
+        return print_score(self._own_prints(place), query)
 
     def _threshold(self, place: int) -> float:
         if self.names[place] in self.levels.per_name:
             return self.levels.per_name[self.names[place]]
         if place not in self._shifts:
-            self._shifts[place] = self._shift(
-                self._prints[self._starts[place] : self._starts[place + 1]][-NEWEST_PRINTS:]
-            )
+            self._shifts[place] = self._shift(self._own_prints(place)[-NEWEST_PRINTS:])
         return self.levels.threshold + self._shifts[place]
 
     def _shift(self, prints: Floats) -> float:
@@ -299,6 +297,9 @@ class Matcher:
     def _nearest_cohort(self, query: Floats) -> float:
         nearest = np.sort(self._cohort @ query)[-NEAREST_PRINTS:]
         return float(nearest.mean()) if len(nearest) else -math.inf
+
+    def _own_prints(self, place: int) -> Floats:
+        return self._prints[self._starts[place] : self._starts[place + 1]]
 
     def _negatives(self, place: int) -> Floats:
         return self._vetoes[self._veto_starts[place] : self._veto_starts[place + 1]]
