@@ -27,7 +27,7 @@ from benchmarks.report import RESULTS, machine, write_json
 from benchmarks.sources import DEMO
 from confit_runtime import load
 from confit_runtime.audio import load_clip
-from confit_runtime.batch import Batch
+from confit_runtime.chunk_scorer import ChunkScorer
 from confit_runtime.detect import Detector, NameDetector
 from confit_runtime.enrollment import extract_prints
 from confit_runtime.matcher import Levels, Matcher
@@ -72,12 +72,7 @@ def hear(model: Model, pcm: Floats) -> Heard:
     contract = model.contract
     tail = contract.latency_samples + contract.smoothing_hops * contract.hop
     pcm = np.concatenate([np.zeros(contract.window, np.float32), pcm, np.zeros(tail, np.float32)])
-    batch, rows = Batch(model, 1), []
-    for at in range(0, len(pcm) - contract.hop + 1, contract.hop):
-        scores, embeddings = batch.step(pcm[None, at : at + contract.hop])
-        if scores.shape[1]:
-            rows.append((scores[0, 0], embeddings[0, 0]))
-    return Heard(*(np.stack(column) for column in zip(*rows, strict=True)))
+    return Heard(*map(np.concatenate, zip(*ChunkScorer(model).push(pcm, last=True), strict=True)))
 
 
 def _restrict(heard: Heard, matcher: Matcher) -> Heard:
