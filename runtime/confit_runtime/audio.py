@@ -246,6 +246,8 @@ def mean_of_channels(channels: Pcm) -> Pcm:
     """
     if channels.ndim == 1:
         return channels
+    if channels.shape[1] == 1:
+        return channels[:, 0]
     return channels.mean(axis=1, dtype=np.float32) if is_valid_audio(channels) else np.abs(channels).max(axis=1)
 
 
@@ -276,9 +278,9 @@ def to_float(array: npt.NDArray[Any]) -> Pcm:
     """
     if array.dtype == np.uint8:
         array = (array.astype(np.float32) - 128.0) / 128.0
-    elif np.issubdtype(array.dtype, np.signedinteger) and array.dtype.itemsize <= 4:
+    elif array.dtype.kind == "i" and array.dtype.itemsize <= 4:
         array = array.astype(np.float32) / float(-np.iinfo(array.dtype).min)
-    elif not np.issubdtype(array.dtype, np.floating):
+    elif array.dtype.kind != "f":
         raise AudioError(
             f"audio must be float32 in -1..1, or integers of full scale such as int16; got {array.dtype}: convert"
             " it, for example with numpy.asarray(pcm, numpy.int16)"
@@ -385,33 +387,22 @@ def _soxr_stream(rate: int, to: int) -> Any:
 
 
 class StreamResampler:
-    """Resamples a stream that is pushed in chunks of any length.
-
-    soxr gets blocks of one fixed size, so the output does not depend on the chunk sizes.
-    """
+    """Resamples a stream that is pushed in chunks of any length; soxr's output does not depend on their lengths."""
 
     def __init__(self, rate: int, to: int) -> None:
         self.rate, self.to = check_rate(rate), to
         self._soxr = None if rate == to else _soxr_stream(rate, to)
-        self._block = max(1, rate // 50)
-        self._pending = np.zeros(0, np.float32)
 
     def push(self, pcm: Pcm) -> Pcm:
         """Take `[samples]` at `rate`; return what is ready at `to` (possibly nothing)."""
         if self._soxr is None:
             return pcm
-        self._pending = np.concatenate([self._pending, pcm])
-        complete = len(self._pending) // self._block * self._block
-        # a view would keep the whole input in memory
-        blocks, self._pending = self._pending[:complete], self._pending[complete:].copy()
-        return self._join(self._soxr.resample_chunk(block) for block in blocks.reshape(-1, self._block))
+        resampled: Pcm = self._soxr.resample_chunk(pcm)
+        return resampled
 
     def finish(self) -> Pcm:
         """Return the rest. Nothing can be pushed afterwards."""
         if self._soxr is None:
             return np.zeros(0, np.float32)
-        return self._join([self._soxr.resample_chunk(self._pending, last=True)])
-
-    @staticmethod
-    def _join(parts: Iterator[Pcm] | list[Pcm]) -> Pcm:
-        return np.concatenate([np.zeros(0, np.float32), *parts]).astype(np.float32, copy=False)
+        rest: Pcm = self._soxr.resample_chunk(np.zeros(0, np.float32), last=True)
+        return rest
