@@ -1,4 +1,4 @@
-"""What a terminal shows during listening and recording: the level, the best scores, and the last detections."""
+"""What a terminal shows during listening and recording: the level, the best recent scores, and the last detections."""
 
 from __future__ import annotations
 
@@ -16,27 +16,31 @@ from rich.live import Live
 from rich.text import Text
 
 from confit_edge.cli._console import say, stderr_is_terminal
+from confit_edge.cli._gallery_options import refusal_reason
 from confit_runtime.frames import to_db
 from confit_runtime.listener import Tap
 from confit_runtime.names import escape_controls
 
 if TYPE_CHECKING:
+    from confit_runtime.arrays import Floats
     from confit_runtime.audio import Pcm
     from confit_runtime.events import Detection
+    from confit_runtime.matcher import Match
     from confit_runtime.stream import Stream
 
 FLOOR_DB = -60
 WIDTH = 30
 
 _REFRESH_S = 0.1
-_HOLD_S = 1.5  # how long the mark of the loudest moment stays
+_HOLD_S = 1.5  # how long the mark of the loudest moment stays, and a score
+_SHOWN_LABELS = 4
 
 
 class LiveView(Tap):
     """A few lines at the bottom of the terminal on stderr, redrawn ten times a second until stopped."""
 
     def __init__(self, streams: Sequence[Stream]) -> None:
-        self._streams = streams
+        self._readings = [_Reading(stream) for stream in streams]
         self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
         self._last: deque[str] = deque(maxlen=3)
 
@@ -52,6 +56,8 @@ class LiveView(Tap):
         self._samples += len(pcm)
         self._note = ""
         self._peak = max(self._peak, float(np.abs(pcm).max(initial=0.0)))
+        for reading in self._readings:
+            reading.take(time.monotonic())
         self._show()
 
     def skip(self, samples: int) -> None:
@@ -94,13 +100,51 @@ class LiveView(Tap):
             overflow="ellipsis",
             no_wrap=True,
         )
-        for stream in self._streams:
-            if stream.scores is not None:
-                best = np.argsort(-stream.scores)[:4]
-                scores = "  ".join(f"{stream.model.labels[at]} {stream.scores[at]:.2f}" for at in best)
-                yield Text(f"{escape_controls(stream.model.name)}: {scores}", overflow="ellipsis", no_wrap=True)
+        for reading in self._readings:
+            for line in reading.lines():
+                yield Text(escape_controls(line), overflow="ellipsis", no_wrap=True)
         if self._last:
             yield Text(escape_controls("heard: " + ", ".join(self._last)), overflow="ellipsis", no_wrap=True)
+
+
+class _Reading:
+    """The highest recent scores of a stream, and the best recent match of its gallery, each with what it needs to fire."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream, contract = stream, stream.model.contract
+        fires = set(contract.can_fire)
+        self._needs = [
+            f"/{contract.thresholds[label]['on']:.2f}" if label in fires else "" for label in contract.labels
+        ]
+        self._scores: Floats | None = None
+        self._scored_at = np.full(len(contract.labels), -math.inf)
+        self._match: Match | None = None
+        self._matched_at = -math.inf
+
+    def take(self, now: float) -> None:
+        """Read the stream's newest row, at the time `now` in seconds."""
+        if (scores := self._stream.smoothed) is not None:
+            held = np.zeros(len(scores)) if self._scores is None else self._scores
+            newer = (scores >= held) | (now - self._scored_at > _HOLD_S)
+            self._scores, self._scored_at = np.where(newer, scores, held), np.where(newer, now, self._scored_at)
+        if (match := self._stream.match) is not None and (
+            self._match is None or _excess(match) >= _excess(self._match) or now - self._matched_at > _HOLD_S
+        ):
+            self._match, self._matched_at = match, now
+
+    def lines(self) -> Iterator[str]:
+        name, labels = self._stream.model.name, self._stream.model.labels
+        if self._scores is not None:
+            best = np.argsort(-self._scores)[:_SHOWN_LABELS]
+            scores = "  ".join(f"{labels[at]} {self._scores[at]:.2f}{self._needs[at]}" for at in best)
+            yield f"{name}: {scores}"
+        if (match := self._match) is not None and (nearest := match.nearest) is not None:
+            why = f" ({refusal_reason(match, nearest)})" if match.reason else ""
+            yield f"{name}: {nearest} {match.score:.2f}{why}"
+
+
+def _excess(match: Match) -> float:
+    return match.score - match.threshold
 
 
 def meter(peak: float, held: float = 0.0) -> str:

@@ -16,7 +16,7 @@ from confit_runtime.errors import UsageError
 from confit_runtime.names import closest_name, format_known_names, normalise
 
 if TYPE_CHECKING:
-    from confit_runtime.matcher import Matcher
+    from confit_runtime.matcher import Match, Matcher
 
 
 MAX_HOLD_S = 86_400
@@ -187,6 +187,7 @@ class Detector:
 
     def _restart_counters(self) -> None:
         self._recent[:] = 0.0
+        self.newest: Floats | None = None  # the newest row [classes], smoothed
         self._reset_counters()
 
     def _reset_counters(self) -> None:
@@ -202,6 +203,7 @@ class Detector:
         self.released = []
         hits = []
         smooth = self._smoothed(scores)
+        self.newest = smooth[-1] if len(smooth) else self.newest
         heard = np.logical_or.reduce(smooth >= self._lowest_level, axis=1)
         for row, anything in zip(smooth, heard, strict=True):
             if anything:
@@ -265,6 +267,7 @@ class NameDetector:
 
     def __init__(self, contract: Contract, matcher: Matcher, hold: Hold = NO_HOLD) -> None:
         self.labels, self.matcher, self._hold = matcher.names, matcher, hold
+        self.newest: Match | None = None  # what the newest row matched
         # the matcher decides: a row without a match scores -infinity
         level = np.full(len(self.labels), -1.0, np.float32)
         self._detector = Detector(
@@ -301,6 +304,7 @@ class NameDetector:
 
     def reset(self) -> None:
         """Forget everything, as if the stream began now."""
+        self.newest = None
         self._detector.reset()
 
     def restart_after(self, hops: float) -> None:
@@ -317,7 +321,7 @@ class NameDetector:
         for row, embedding in zip(scores, embeddings, strict=True):
             if not np.isfinite(embedding).all():
                 continue  # the model failed on this sound: count it as nobody and continue
-            match = self.matcher.match(embedding, in_stream=True)
+            self.newest = match = self.matcher.match(embedding, in_stream=True)
             if match.name is not None:
                 row[self.labels.index(match.name)] = match.score
         return self._detector.push(scores)

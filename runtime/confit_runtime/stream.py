@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from confit_runtime.gallery import Gallery
     from confit_runtime.gates import Gate
     from confit_runtime.listener import Listener
+    from confit_runtime.matcher import Match
     from confit_runtime.model import Model
 
 
@@ -192,6 +193,16 @@ class Stream:
         if self._muted and self.live and not self._idle:
             self._unheard_s += time.monotonic() - self._muted_at
         self._muted = False
+
+    @property
+    def smoothed(self) -> Floats | None:
+        """The newest row `[classes]` as the thresholds see it, the mean of `smoothing_hops` rows; None where `scores` is."""
+        return None if self.scores is None else self._detector.newest
+
+    @property
+    def match(self) -> Match | None:
+        """What the newest row matched in the gallery; None without a gallery, and where `scores` is."""
+        return None if self.scores is None or self._names is None else self._names.newest
 
     @contextmanager
     def muted(self) -> Iterator[None]:

@@ -126,9 +126,20 @@ def test_a_terminal_shows_the_microphone_live(home: Path, fake_portaudio: Callab
     output, stdout = on_a_terminal(home, fake_portaudio("stalls"), "listen", "tiny.onnx", "--seconds", "1.2")
     assert stdout.split() == ["0.35", "s", "low", "1.00"]
     assert "[#####" in output
-    assert "tiny: other 1.00" in output
+    assert "low 1.00/0.60" in output
+    assert re.search(r"tiny: .*other \d\.\d\d ", output)  # what never fires has no threshold
     assert "heard: low 1.00 at 0:00" in output
     assert output.rstrip().endswith("tiny: low 1 in 1.2 s")
+
+
+def test_a_terminal_shows_how_near_an_enrolled_name_came(
+    home: Path, fake_portaudio: Callable[[str], dict[str, str]]
+) -> None:
+    arguments = ("listen", "tiny.onnx", "--seconds", "1.2", "--gallery", "house.db")
+    output, _ = on_a_terminal(home, fake_portaudio("stalls"), *arguments)
+    shown = re.findall(r"tiny: bell (-?\d\.\d\d) \(needs (\d\.\d\d)\)", output)
+    assert shown
+    assert all(float(similarity) < float(needed) for similarity, needed in shown)
 
 
 def test_a_notice_replaces_the_level_on_a_terminal(home: Path, fake_portaudio: Callable[[str], dict[str, str]]) -> None:

@@ -677,6 +677,31 @@ def test_the_end_of_a_recording_is_followed_by_as_much_silence_as_an_event_may_n
     assert len(calls) == -(-needed // HOP)
 
 
+def test_the_newest_row_is_there_as_the_thresholds_and_the_gallery_see_it(model: Model, gallery: Gallery) -> None:
+    sound = scene(RATE)[: 40 * HOP]
+    scores, embeddings = model.rows(sound, RATE)
+    stream = model.stream(gallery)
+    assert (stream.smoothed, stream.match) == (None, None)
+    for at in range(0, len(sound), HOP):
+        stream.accept(sound[at : at + HOP], RATE)
+        if (row := at // HOP + 1 - WINDOW // HOP) < 0:
+            assert (stream.smoothed, stream.match) == (None, None)
+            continue
+        expected = scores[max(0, row + 1 - model.contract.smoothing_hops) : row + 1].mean(axis=0)
+        np.testing.assert_allclose(stream.smoothed, expected, atol=1e-5)
+        match, expected_match = stream.match, gallery.matcher.match(embeddings[row], in_stream=True)
+        assert match is not None
+        assert (match.name, match.nearest, match.reason) == (
+            expected_match.name,
+            expected_match.nearest,
+            expected_match.reason,
+        )
+        assert match.score == pytest.approx(expected_match.score, abs=1e-5)
+    assert model.stream().match is None
+    stream.reset()
+    assert (stream.smoothed, stream.match) == (None, None)
+
+
 def test_listening_starts_with_a_window_of_silence(model: Model) -> None:
     stream = model.stream(lead_in=True)
     stream.accept(np.zeros(1, np.float32), RATE)
