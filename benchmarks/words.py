@@ -73,7 +73,7 @@ def write(rows: list[dict], summary: dict) -> None:
             "stream_words": "about 140 a seed",
         },
         **machine(),
-        "mean": {key: round(mean(row[key] for row in rows), 4) for key in shares},
+        "mean": {key: float(f"{mean(row[key] for row in rows):.4g}") for key in shares},
         "least": {key: min(row[key] for row in rows) for key in shares},
         "most": {key: max(row[key] for row in rows) for key in shares},
         "rows": rows,
