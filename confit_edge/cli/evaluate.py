@@ -215,7 +215,7 @@ def _print(report: dict[str, Any], noun: str) -> None:
         print(f"incomplete: {report['failed']} of {all_of_them} could not be read; the figures leave them out")
     if report["recordings"] < MIN_GROUPS:
         print(
-            f"fewer than {MIN_GROUPS} recordings do not show how much recordings differ: the interval of false accepts per hour"
+            f"fewer than {MIN_GROUPS} {noun}s do not show how much {noun}s differ: the interval of false accepts per hour"
             " holds only for sound like theirs"
         )
     given = (
@@ -243,8 +243,8 @@ def _print(report: dict[str, Any], noun: str) -> None:
         print(f"{name:<20}{sounds:>8}{'-':>8}  set never to fire")
     if report["recordings"] < MIN_GROUPS and report["false_rejects"]["sounds"]:
         print(
-            "\nthese intervals are wide because sounds of one recording tend to be missed together;"
-            f" {MIN_GROUPS} or more recordings narrow them"
+            f"\nthese intervals are wide because sounds of one {noun} tend to be missed together;"
+            f" {MIN_GROUPS} or more {noun}s narrow them"
         )
     if report["latency_s"] or report["latency_from_start_s"]:
         print()

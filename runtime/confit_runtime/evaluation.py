@@ -15,9 +15,12 @@ import numpy.typing as npt
 
 from confit_runtime.audio import Pcm
 from confit_runtime.errors import AudioError
+from confit_runtime.events import Detection
 from confit_runtime.labels import LabelledRecording
+from confit_runtime.listener import Listener
 from confit_runtime.scoring import Score, SoundEvent, detection_window, score_detections
 from confit_runtime.sources import FileSource
+from confit_runtime.speaker import VetoTap
 
 if TYPE_CHECKING:
     from confit_runtime.gallery import Gallery
@@ -52,41 +55,42 @@ def evaluate_recording(
     progress: Callable[[float], None] = lambda seconds: None,
     gallery: Gallery | None = None,
 ) -> EvaluatedRecording:
-    """Stream a labelled recording through the model, hop by hop, with the names of a gallery too.
+    """Stream a labelled recording through the model, hop by hop, with a gallery also its names and negative prints.
 
     Raises UsageError, AudioError, and GalleryError.
     """
     named = {*model.contract.can_fire, *(gallery.names() if gallery is not None else ())}
     sounds = [heard for heard in recording.sounds if heard.label in named]
     others = [heard for heard in recording.sounds if heard.label not in named]
-    stream, taken, found = model.stream(gallery, lead_in=True), 0, []
+    stream, found = model.stream(gallery, lead_in=True), []
+    taps = () if gallery is None else (VetoTap(model, gallery),)
     with FileSource(recording.path) as source:
+        listener = Listener([stream], source.name, source.rate, taps=taps)
         power = LocalPower(source.rate, recording.sounds)
         hop = max(1, round(model.contract.hop * source.rate / model.contract.sample_rate))
         for block, rate in source:
             power.hear(block)
             for start in range(0, len(block), hop):
-                chunk = block[start : start + hop]
-                taken += len(chunk)
-                found += [(detection, taken / rate) for detection in stream.accept(chunk, rate)]
-            progress(taken / rate)
-        found += [(detection, taken / source.rate) for detection in stream.finish()]
-        rate = source.rate
-    if not taken:
+                for event in listener.take((block[start : start + hop], rate)):
+                    found.append((event, listener.samples / rate))
+            progress(listener.samples / rate)
+        found += [(event, listener.samples / source.rate) for event in listener.finish()]
+    if not listener.samples:
         raise AudioError(f"{recording.path}: holds no samples")
-    detections = [SoundEvent(one.label, one.start_s, one.end_s, one.score) for one, _ in found]
+    detected = [(event, taken_s) for event, taken_s in found if isinstance(event, Detection)]
+    detections = [SoundEvent(one.label, one.start_s, one.end_s, one.score) for one, _ in detected]
     score = score_detections(sounds, detections)
     snr = [ratio for heard, ratio in zip(recording.sounds, power.snr_db(), strict=True) if heard.label in named]
     return EvaluatedRecording(
         str(recording.path),
         "|".join(sorted(recording.groups)) or str(recording.path),
-        taken / rate,
+        listener.samples / listener.rate,
         sounds,
         others,
         score,
         snr,
         [
-            None if index is None else found[index][1] - heard.end_s
+            None if index is None else detected[index][1] - heard.end_s
             for heard, index in zip(sounds, score.found_by, strict=True)
         ],
     )

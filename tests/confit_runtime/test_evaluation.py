@@ -24,6 +24,7 @@ from confit_runtime.evaluation import (
     snr_band,
 )
 from confit_runtime.evaluation_report import summarise
+from confit_runtime.gallery import Gallery
 from confit_runtime.intervals import clustered_rate_interval, grouped_share_interval, poisson_interval
 from confit_runtime.labels import LabelledRecording, read_labelled
 from confit_runtime.scoring import Score, SoundEvent
@@ -122,6 +123,18 @@ def test_a_recording_is_judged(model: Model, tmp_path: Path) -> None:
     assert latency is not None
     assert -0.3 < latency < 0.3
     assert missed is None
+
+
+def test_negative_prints_of_a_label_drop_its_false_accepts_as_in_listen(model: Model, tmp_path: Path) -> None:
+    path, alarm = tmp_path / "one.wav", tone(1200, 0.3)
+    soundfile.write(path, np.concatenate([silence(1), alarm, silence(2), tone(500, 0.3), silence(1)]), RATE)
+    recording = LabelledRecording(path, 4.6, [SoundEvent("low", 3.3, 3.6)])
+    with Gallery.open(tmp_path / "negatives.db", model, create=True) as gallery:
+        before = evaluate_recording(model, recording, gallery=gallery)
+        assert [accept.label for accept in before.score.false_accepts] == ["mid"]
+        gallery.enroll("mid", model.embed(alarm, RATE)[None], sources=["tv"], voiced_s=0.3, negative=True)
+        after = evaluate_recording(model, recording, gallery=gallery)
+    assert (after.score.false_accepts, after.score.found) == ([], [True])
 
 
 class Compared(SoundEvent):
