@@ -10,11 +10,12 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from confit_runtime import device_file
 from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm
 from confit_runtime.calibration import RELEASE
 from confit_runtime.contract import Contract
-from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.errors import ConfitError, ModelError, UsageError
 from confit_runtime.gallery import Gallery
 from confit_runtime.model import Model
 from confit_runtime.name_calibration import name_recordings, name_rows, names_contract
@@ -30,7 +31,10 @@ class CalibrationTarget:
     - `contract`: their names, and the thresholds they came with.
     - `output`: of the model, from which their scores are made: `score_recordings`, and `score_clip` for a clip `[samples]`.
     - `release`: the share of its level below which one that fired is armed again.
+    - `others_keep_theirs`: whether those that --only leaves out keep their thresholds, rather than never firing.
     - `alone`: how to calibrate one of them by itself.
+    - `about`: what the report says of where they are written.
+    - `by_hand_before()`: the thresholds set by hand that writing replaces.
     - `write(contract, report)`: keeps the thresholds and the report; returns where, and how to undo it.
     """
 
@@ -40,7 +44,10 @@ class CalibrationTarget:
     score_recordings: Callable[[list[Recording]], list[Recording]]
     score_clip: Callable[[Pcm], Floats]
     release: float
+    others_keep_theirs: bool
     alone: str
+    about: dict[str, Any]
+    by_hand_before: Callable[[], dict[str, float]]
     write: Callable[[Contract, dict[str, Any]], str]
 
 
@@ -59,7 +66,10 @@ def labels_target(model: Model, bake: Path | None) -> CalibrationTarget:
         score_recordings=lambda recordings: recordings,
         score_clip=lambda pcm: clip_rows(model, pcm),
         release=RELEASE,
+        others_keep_theirs=False,
         alone="To calibrate one label by itself, into a copy of the model: --only LABEL --bake LABEL.onnx",
+        about={},
+        by_hand_before=lambda: {} if bake else _by_hand_before(device_file.device_path(model.path)),
         write=write,
     )
 
@@ -95,9 +105,21 @@ def names_target(model: Model, path: Path, only: Collection[str]) -> Calibration
         score_recordings=lambda recordings: name_recordings(recordings, scorer),
         score_clip=lambda pcm: name_rows(clip_rows(model, pcm, "embedding"), scorer),
         release=1.0,
+        others_keep_theirs=True,
         alone="To calibrate one name by itself: --only NAME",
+        about={"gallery": str(path)},
+        by_hand_before=dict,
         write=write,
     )
+
+
+def _by_hand_before(path: Path) -> dict[str, float]:
+    """The thresholds in the device file at `path` that were set by hand; none if it cannot be read."""
+    try:
+        before: dict[str, float] = device_file.read_device_file(path).report.get("by_hand", {})
+    except ModelError:
+        return {}
+    return before
 
 
 def _all_prints(gallery: Gallery) -> dict[str, list[set[bytes]]]:
@@ -108,7 +130,6 @@ def _all_prints(gallery: Gallery) -> dict[str, list[set[bytes]]]:
 def _write_labels(model: Model, contract: Contract, report: dict[str, Any], bake: Path | None) -> Path:
     """Write the device file, or with `bake` a copy of the model with the thresholds in its contract; return its path."""
     from confit_edge import __version__
-    from confit_runtime import device_file
     from confit_runtime.contract import read_sealed, seal
     from confit_runtime.files import write_atomic
 

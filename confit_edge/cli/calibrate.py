@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,8 +19,10 @@ from confit_runtime.names import closest_name, format_known_names, normalise
 if TYPE_CHECKING:
     from confit_edge.cli._calibration_targets import CalibrationTarget
     from confit_edge.data.manifest import Clip
+    from confit_runtime.calibration import FalseAcceptCounts, OperatingPoint, Positive
     from confit_runtime.contract import Contract
     from confit_runtime.model import Model
+    from confit_runtime.recordings import Recording
 
 
 def calibrate(
@@ -131,25 +134,9 @@ def calibrate(
 
     Next: `confit-edge evaluate` on labelled recordings, or `confit-edge listen`.
     """
-    import dataclasses
-
-    from confit_edge.cli import _calibration_report as calibration_report
     from confit_edge.cli._calibration_targets import labels_target, names_target
     from confit_edge.cli._positives import hear, read_positives
     from confit_runtime import load
-    from confit_runtime.calibration import (
-        choose_operating_point,
-        count_false_accepts,
-        det_curve,
-        firing_label_indices,
-        on_thresholds,
-        restrict_to_labels,
-        set_by_hand,
-        thresholds,
-    )
-    from confit_runtime.device_file import check_no_device_file, device_path
-    from confit_runtime.model import check_labels
-    from confit_runtime.recordings import RowCache, score_recordings
     from confit_runtime.sources import find_clips
 
     _check(target_fa_per_hour, confidence, bake, plot)
@@ -162,106 +149,155 @@ def calibrate(
         raise UsageError(
             "--label-column and --group-column are columns of --positives: give --positives too, or leave them out"
         )
-    loaded = load(model, calibrated=False)
-    if gallery is None:
-        check_labels(model, loaded.contract.can_fire, "no thresholds to set")
-    if gallery is None and bake is None and not Path(model).is_file():
-        raise UsageError(f"{model}: is a shipped model; calibrate a copy of it with --bake OUT.onnx")
-    if gallery is not None:
-        _check_place(gallery, "copy it to another folder")
-    elif bake is None:
-        _check_place(device_path(loaded.path), "write a copy to another folder with --bake OUT.onnx")
-    else:
-        _check_place(bake, "name another folder for --bake OUT.onnx")
-    if bake is not None and bake.exists() and bake.samefile(loaded.path):
-        raise UsageError(f"--bake {bake}: is the model being calibrated; name another file, or leave --bake out")
-    if bake is not None:
-        check_no_device_file(bake)
-    if not negatives:  # change the thresholds in force, which another calibration may have set
-        loaded = load(model)
+    # without recordings, those in force are changed, which another calibration may have set
+    loaded = load(model, calibrated=not negatives)
+    _check_output(model, loaded, gallery, bake)
     of = labels_target(loaded, bake) if gallery is None else names_target(loaded, gallery, only or [])
-    contract = _only(of.contract, only, gallery) if only else of.contract
+    came_with = _only(of.contract, only, gallery) if only else of.contract
     check_fire(own, [loaded])
-    by_hand = _by_hand(loaded, contract, general, own)
+    by_hand = _by_hand(loaded, came_with, general, own)
     if negatives:
         _check_measured(by_hand)
-    came_with = {label: level["on"] for label, level in contract.thresholds.items()}
-    calibrated = restrict_to_labels(contract, set(contract.can_fire) - by_hand.keys())
-    contract = dataclasses.replace(contract, thresholds={**contract.thresholds, **by_hand})
+    contract = replace(came_with, thresholds={**came_with.thresholds, **by_hand})
     with failed_clip_reported(json):
         clips = read_positives(positives, contract, label_column, group_column) if positives else []
     if not negatives:
         _set_by_hand(loaded, contract, by_hand, clips, confidence, of, json)
         return
-    paths = find_clips(negatives)
+    recordings = _score_recordings(loaded, find_clips(negatives), of, json)
+    choice = _choose(contract, by_hand, recordings, of, target_fa_per_hour, confidence, lower, json)
+    with failed_clip_reported(json):
+        heard = hear(choice.contract, clips, of.score_clip, json)
+    _write(choice, came_with, heard, of, plot, json)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The thresholds in `contract`: set `by_hand`, or chosen on recordings for the `target`."""
+
+    contract: Contract
+    by_hand: dict[str, dict[str, float]]
+    places: list[int]  # the indices of the labels that have such a threshold
+    counts: FalseAcceptCounts
+    point: OperatingPoint
+    kept: str  # the labels that the recordings would allow to fire more easily, as text
+    cautions: list[str]
+    target: float
+    confidence: float
+
+
+def _score_recordings(model: Model, paths: Sequence[Path], of: CalibrationTarget, json: bool) -> list[Recording]:
+    """Stream the recordings through the model; what was streamed before comes from the cache."""
+    from confit_runtime.recordings import RowCache, score_recordings
+
     with failed_clip_reported(json), Bar(json, before="hours") as bar:
-        recordings = score_recordings(
-            loaded,
-            paths,
-            RowCache.default(of.output),
-            lambda name, done, whole: bar.show("streaming", whole, done, hours=f"{done / 3600:.1f} h"),
+        return of.score_recordings(
+            score_recordings(
+                model,
+                paths,
+                RowCache.default(of.output),
+                lambda name, done, whole: bar.show("streaming", whole, done, hours=f"{done / 3600:.1f} h"),
+            )
         )
-        whole = sum(recording.seconds for recording in recordings)
+
+
+def _choose(
+    contract: Contract,
+    by_hand: dict[str, dict[str, float]],
+    recordings: list[Recording],
+    of: CalibrationTarget,
+    target: float,
+    confidence: float,
+    lower: bool,
+    json: bool,
+) -> _Choice:
+    """Count the false accepts of `contract`, and choose the thresholds of all labels but those set by hand in it."""
+    from confit_edge.cli._calibration_report import cautions, lowered_thresholds
+    from confit_runtime.calibration import (
+        choose_operating_point,
+        count_false_accepts,
+        firing_label_indices,
+        on_thresholds,
+        restrict_to_labels,
+        set_by_hand,
+        thresholds,
+    )
+
+    calibrated = restrict_to_labels(contract, set(contract.can_fire) - by_hand.keys())
+    whole = sum(recording.seconds for recording in recordings)
+    with Bar(json, before="hours") as bar:
 
         def show_progress(done: float) -> None:
             bar.show("counting false accepts", whole, done, hours=f"{done / 3600:.1f} h")
 
         show_progress(0.0)
-        recordings, places = of.score_recordings(recordings), firing_label_indices(contract)
         counts = count_false_accepts(contract, recordings, show_progress, release=of.release)
-    indices = {contract.labels.index(label): level["on"] for label, level in by_hand.items()}
-    target = target_fa_per_hour if calibrated.can_fire else float("inf")
-    of_calibrated = counts.without(indices)
-    chosen = choose_operating_point(of_calibrated, target, confidence)
-    kept = "" if lower else calibration_report.lowered_thresholds(calibrated, chosen)
+    levels = {contract.labels.index(label): level["on"] for label, level in by_hand.items()}
+    of_calibrated = counts.without(levels)
+    point = choose_operating_point(of_calibrated, target if calibrated.can_fire else float("inf"), confidence)
+    kept = "" if lower else lowered_thresholds(calibrated, point)
     if not lower:
-        chosen = dataclasses.replace(chosen, lowest=on_thresholds(contract))
-    beware = calibration_report.cautions(of_calibrated, chosen, calibrated, recordings, of.alone)
-    chosen = set_by_hand(chosen, counts, indices, confidence)
-    contract = dataclasses.replace(
-        contract, thresholds={**thresholds(contract, chosen.thresholds, of.release), **by_hand}
-    )
-    with failed_clip_reported(json):
-        heard = hear(contract, clips, of.score_clip, json)
+        point = replace(point, lowest=on_thresholds(contract))
+    beware = cautions(of_calibrated, point, calibrated, recordings, of.alone)
+    point = set_by_hand(point, counts, levels, confidence)
+    chosen = replace(contract, thresholds={**thresholds(contract, point.thresholds, of.release), **by_hand})
+    places = firing_label_indices(contract)
+    return _Choice(chosen, by_hand, places, counts, point, kept, beware, target, confidence)
+
+
+def _write(
+    choice: _Choice,
+    came_with: Contract,
+    heard: Sequence[Positive],
+    of: CalibrationTarget,
+    plot: Path | None,
+    json: bool,
+) -> None:
+    """Report the choice, and write it. Raises ConfitError, and writes nothing, if the hours are too few for the target."""
+    from confit_edge.cli import _calibration_report as calibration_report
+    from confit_runtime.calibration import det_curve
+
+    contract, point, target = choice.contract, choice.point, choice.target
+    before = {label: level["on"] for label, level in came_with.thresholds.items()}
     report = {
-        **calibration_report.report(contract, places, counts, chosen, heard, confidence, came_with),
-        "target_fa_per_hour": target_fa_per_hour,
-        "confidence": confidence,
-        "met": chosen.met and chosen.bound <= target_fa_per_hour,
-        **({} if gallery is None else {"gallery": str(gallery)}),
-        **({"by_hand": {label: level["on"] for label, level in by_hand.items()}} if by_hand else {}),
+        **calibration_report.report(contract, choice.places, choice.counts, point, heard, choice.confidence, before),
+        "target_fa_per_hour": target,
+        "confidence": choice.confidence,
+        "met": point.met and point.bound <= target,
+        **of.about,
+        **({"by_hand": {label: level["on"] for label, level in choice.by_hand.items()}} if choice.by_hand else {}),
     }
-    curve = det_curve(counts, chosen, contract, heard, confidence)
+    curve = det_curve(choice.counts, point, contract, heard, choice.confidence)
     if plot is not None:
         calibration_report.write_curve(plot, curve, report)
     if json:
-        levels = contract.thresholds
-        if gallery is not None:  # with --only, the other names keep theirs
-            levels = {contract.labels[at]: levels[contract.labels[at]] for at in places}
-        emit("summary", **report, thresholds=levels, det=curve, cautions=beware)
-    for caution in beware:
+        labels = [contract.labels[at] for at in choice.places] if of.others_keep_theirs else contract.labels
+        levels = {label: contract.thresholds[label] for label in labels}
+        emit("summary", **report, thresholds=levels, det=curve, cautions=choice.cautions)
+    for caution in choice.cautions:
         say(f"warning: {caution}")
-    if not chosen.met:
+    if not point.met:
         hours = report["hours"]
         raise ConfitError(
-            f"{hours:.2f} hours are too few to promise {target_fa_per_hour:g} false accepts per hour: even without any it"
-            f" takes {hours + chosen.more_hours:.2f} hours, {chosen.more_hours:.2f} more; these hours are enough for"
-            f" --target-fa-per-hour {_rounded_up(chosen.bound):g}"
+            f"{hours:.2f} hours are too few to promise {target:g} false accepts per hour: even without any it takes"
+            f" {hours + point.more_hours:.2f} hours, {point.more_hours:.2f} more; these hours are enough for"
+            f" --target-fa-per-hour {_rounded_up(point.bound):g}"
         )
-    dropped = _by_hand_before(device_path(loaded.path), by_hand) if bake is None and gallery is None else {}
+    dropped = {label: on for label, on in of.by_hand_before().items() if label not in choice.by_hand}
     written = of.write(contract, {**report, "det": curve})
     if not json:
         calibration_report.print_table(contract, report, of.noun)
         calibration_report.print_lower_thresholds(report)
     if not report["met"]:
         say(
-            f"warning: with the thresholds set by hand, the bound is {chosen.bound:.2f} false accepts per hour, above the"
-            f" target of {target_fa_per_hour:g}"
+            f"warning: with the thresholds set by hand, the bound is {point.bound:.2f} false accepts per hour, above the"
+            f" target of {target:g}"
         )
-    if kept:
+    if choice.kept:
         say(
-            f"kept at the threshold the model came with, because these recordings hold too little that sounds like it: {kept}."
-            " If they hold everything the device will ever hear, --lower lowers these thresholds, so that fewer sounds are missed"
+            "kept at the threshold the model came with, because these recordings hold too little that sounds like it:"
+            f" {choice.kept}. If they hold everything the device will ever hear, --lower lowers these thresholds, so that"
+            " fewer sounds are missed"
         )
     if dropped:
         say(
@@ -269,6 +305,26 @@ def calibrate(
             " To keep such a threshold, give it again with --threshold"
         )
     say(written)
+
+
+def _check_output(model: str, loaded: Model, gallery: Path | None, bake: Path | None) -> None:
+    """Raise UsageError, before the hours of work, if there is nothing to set, or it cannot be written to where it belongs."""
+    from confit_runtime.device_file import check_no_device_file, device_path
+    from confit_runtime.model import check_labels
+
+    if gallery is not None:
+        _check_place(gallery, "copy it to another folder")
+        return
+    check_labels(model, loaded.contract.can_fire, "no thresholds to set")
+    if bake is None:
+        if not Path(model).is_file():
+            raise UsageError(f"{model}: is a shipped model; calibrate a copy of it with --bake OUT.onnx")
+        _check_place(device_path(loaded.path), "write a copy to another folder with --bake OUT.onnx")
+        return
+    _check_place(bake, "name another folder for --bake OUT.onnx")
+    if bake.exists() and bake.samefile(loaded.path):
+        raise UsageError(f"--bake {bake}: is the model being calibrated; name another file, or leave --bake out")
+    check_no_device_file(bake)
 
 
 def _check_of_names(negatives: list[str] | None, threshold: list[str] | None, bake: Path | None) -> None:
@@ -319,18 +375,6 @@ def _check_measured(by_hand: dict[str, dict[str, float]]) -> None:
                 f"--threshold {label}={level['on']:g}: recordings are measured at thresholds of {LEVELS[0]:.2f} or more;"
                 " give a higher one, or leave --negatives out"
             )
-
-
-def _by_hand_before(path: Path, by_hand: Collection[str]) -> dict[str, float]:
-    """The thresholds in the device file at `path` that were set by hand, without those of the labels `by_hand`."""
-    from confit_runtime.device_file import read_device_file
-    from confit_runtime.errors import ModelError
-
-    try:
-        before = read_device_file(path).report.get("by_hand", {})
-    except ModelError:  # there is none, or none that can be used
-        return {}
-    return {label: on for label, on in before.items() if label not in by_hand}
 
 
 def _set_by_hand(
