@@ -208,11 +208,7 @@ class Recipe:
     @classmethod
     def from_dict(cls, raw: dict[str, Any], source: str = "recipe") -> Recipe:
         """A recipe from plain data. Raises UsageError naming a key that is unknown or has the wrong type."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(map(str, raw.keys() - known)):
-            near = difflib.get_close_matches(unknown[0], known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
-            raise UsageError(f"{source}: unknown keys: {', '.join(unknown)} ({hint})")
+        check_keys(raw, {field.name for field in dataclasses.fields(cls)}, source)
         values = dict(raw)
         for key in {"lr", "others", "background"} & values.keys():
             if values[key] is None and key != "lr":
@@ -274,6 +270,19 @@ def shipped_recipe(name: str) -> Path:
     return path
 
 
+def check_keys(raw: Collection[Any], known: Collection[str], source: str) -> None:
+    """Raise UsageError for keys of a recipe that are not `known`, with the closest that is."""
+    unknown = [
+        (key, difflib.get_close_matches(key.replace("-", "_"), known, 1))
+        for key in sorted(map(str, raw))
+        if key not in known
+    ]
+    if unknown:
+        named = [f"{key} (did you mean {near[0]}?)" if near else key for key, near in unknown]
+        listed = "" if all(near for _, near in unknown) else f"; known are {', '.join(sorted(known))}"
+        raise UsageError(f"{source}: unknown keys: {', '.join(named)}{listed}")
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The keys and values of a recipe file or, given a bare name, of a shipped recipe. Raises UsageError."""
     import yaml
@@ -286,7 +295,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     class Loader(yaml.SafeLoader):
         """Reads `5e-4` as a number: PyYAML follows YAML 1.1 and would read it as text, as it has no decimal point.
 
-        Refuses aliases: a few lines of them can expand to more than fits in memory.
+        Refuses aliases: a few lines of them can expand to more than fits in memory. Refuses a key that is there twice.
         """
 
         def compose_node(self, parent: Any, index: Any) -> Any:
@@ -294,6 +303,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
                 alias = self.peek_event().anchor
                 raise UsageError(f"{path}: contains a YAML alias (*{alias}); write out what it stands for")
             return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            if repeated := next((key for at, key in enumerate(keys) if key in keys[:at]), None):
+                raise UsageError(f"{path}: contains the key {repeated} twice; keep one of the two")
+            return super().construct_mapping(node, deep)
 
     Loader.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")

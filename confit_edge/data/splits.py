@@ -136,7 +136,8 @@ def untested_warning(manifest: Manifest) -> str | None:
         return None
     them, needs = ("it", "it needs") if len(without) == 1 else ("them", "each needs")
     return (
-        f"{classes_have(without)} no clip in test, so no test result is reported for {them}: {needs} at least 3 groups"
+        f"{classes_have(without)} no clip in test, so no test result is reported for {them}: {needs} at least 3 groups,"
+        " or, if the manifest has splits, clips in test"
     )
 
 

@@ -20,7 +20,7 @@ from confit_edge.pairtune.remarks import report_left_out
 from confit_edge.pairtune.resuming import check_out, lock_run
 from confit_edge.pairtune.session import Trained, absolute, resolved_recipe, train
 from confit_edge.progress import Watcher, ignore_event
-from confit_edge.recipe import Recipe
+from confit_edge.recipe import Recipe, check_keys
 from confit_runtime.errors import UsageError
 
 # What a student's recipe takes over from its teacher's: the clips, the splits and the augmentation of windows. How an
@@ -119,9 +119,7 @@ def student_recipe(teacher: Recipe, settings: dict[str, Any], source: str) -> tu
 
     Raises UsageError naming a key that is unknown, has the wrong type or is out of range.
     """
-    known = {field.name for field in fields(Recipe)} | set(KEYS)
-    if unknown := sorted(map(str, settings.keys() - known)):
-        raise UsageError(f"{source}: unknown keys: {', '.join(unknown)} (known: {', '.join(sorted(known))})")
+    check_keys(settings, {field.name for field in fields(Recipe)} | set(KEYS), source)
     if settings.get("objective", "pairtune") != "pairtune":
         raise UsageError(f"{source}: recipe key 'objective' must be pairtune, the supervised part of distillation")
     try:

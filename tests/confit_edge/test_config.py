@@ -106,8 +106,20 @@ def test_a_learning_rate_may_be_written_as_anybody_would(tmp_path: Path, text: s
 
 def test_unknown_keys_are_named(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text("epochs: 3\nepoch: 4\n7: x\n")
-    with pytest.raises(UsageError, match=r"recipe\.yaml: unknown keys: 7, epoch "):
+    path.write_text("epochs: 3\nepoch: 4\n7: x\nlabel-column: word\n")
+    expected = r"recipe\.yaml: unknown keys: 7, epoch \(.* epochs\?\), label-column \(.* label_column\?\); known are accumulate"
+    with pytest.raises(UsageError, match=expected):
+        Recipe.from_file(path)
+    path.write_text("label-column: word\n")
+    with pytest.raises(UsageError, match=r"unknown keys: label-column \(did you mean label_column\?\)$"):
+        Recipe.from_file(path)
+
+
+@pytest.mark.parametrize("text", ["epochs: 3\nsoup: 1\nepochs: 4\n", "epochs: 3\n'epochs': 3\n", "lr: {a: 1, a: 2}\n"])
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"recipe\.yaml: contains the key (epochs|a) twice"):
         Recipe.from_file(path)
 
 
