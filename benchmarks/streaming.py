@@ -160,6 +160,7 @@ def main() -> None:
             f" --rounds {args.rounds}",
             **{f"step_ratio_{name}": steps["one_hop"][name]["ratio"] for name in files},
             "listen_cpu_rtf": round(run["listen"]["cpu_s"] / seconds, 5),
+            "listen_16k_cpu_rtf": round(run["listen_16k"]["cpu_s"] / seconds, 5),  # of the same file as the peers hear
             "pyopen_cpu_rtf": round(run["pyopen"]["cpu_s"] / seconds, 5),
             "pymicro_cpu_rtf": round(run["pymicro"]["cpu_s"] / seconds, 5),
             "peak_rss_mb": round(run["listen"]["peak_mb"], 1),
