@@ -52,8 +52,47 @@ def test_clipping_is_found_at_any_level_and_chunk_size(rate: int, softer: float,
 
 @pytest.mark.parametrize("side", [1, -1])
 def test_clipping_on_one_side_is_clipping(side: int) -> None:
-    sound = sixteen_bits(np.float32(0.5 * side) * np.minimum(8 * speech(), 1.0))
-    assert clipping(np.maximum(sound, -0.5) if side == 1 else np.minimum(sound, 0.5)).share > 0.01
+    sound = speech()
+    half = np.where(sound > 0, np.minimum(8 * sound, 1.0), sound)  # the other half keeps its round peaks
+    assert clipping(sixteen_bits(np.float32(0.5 * side) * half)).share > 0.01
+    pulses = np.where(np.arange(RATE) % 100 < 30, side, -0.2 * side).astype(np.float32)  # no peak of it is round
+    assert clipping(pulses).share == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(("run", "share"), [(2, 0.0), (3, 0.03)])
+def test_at_full_scale_three_samples_in_a_row_are_clipped(run: int, share: float) -> None:
+    assert clipping(np.where(np.arange(RATE) % 100 < run, 1.0, 0.1).astype(np.float32)).share == pytest.approx(share)
+
+
+def test_what_was_clipped_below_the_loudest_sound_was_not_clipped_here() -> None:
+    """Whether the louder sound came before or after."""
+    sound = speech()
+    music = sixteen_bits(np.float32(0.3) * np.clip(8 * sound, -1, 1))  # as it was bought, from a loudspeaker
+    assert clipping(music).share > 0.05
+    assert clipping(np.concatenate([music, 0.9 * sound])).share == 0.0
+    assert clipping(np.concatenate([0.9 * sound, music])).share == 0.0
+
+
+def test_a_single_flat_top_is_not_clipping() -> None:
+    sound = sixteen_bits(0.5 * speech())
+    top = int(sound.argmax())
+    sound[top - 2 : top + 3] = [0.48, 0.52, 0.52, 0.52, 0.48]
+    assert clipping(sound).share == 0.0
+
+
+def test_a_pulse_that_rises_gently_is_not_clipped() -> None:
+    """Its top is nearly flat, and steep on one side only."""
+    phase = 2 * np.pi * 100 * np.arange(48_000) / 48_000
+    pulses = np.where(phase % (2 * np.pi) < np.pi / 2, np.sin(phase), 0.4 * np.sin(8 * phase))
+    assert clipping(sixteen_bits(0.5 * pulses)).share == 0.0
+    assert clipping(sixteen_bits(0.5 * pulses[::-1])).share == 0.0
+
+
+def test_an_alarm_with_a_rippled_tone_is_not_clipped() -> None:
+    """Ripples near the top of a square wave are not the round peaks of a sound that was clipped."""
+    at = np.arange(2 * RATE)
+    ripples = np.where(at % 200 < 100, 0.5, 0.47 + 0.01 * np.sin(at))
+    assert clipping(sixteen_bits(np.where(at % 50 < 25, ripples, -0.2))).share == 0.0
 
 
 @pytest.mark.parametrize("frequency", [100, 440, 1000, 2731, 3000])
@@ -110,6 +149,8 @@ def test_channels_that_differ_do_not_cancel() -> None:
     assert not check(np.column_stack([sound, other])).cancelled
     quiet = np.float32(1e-2) * sound
     assert not check(np.stack([quiet, -quiet], axis=1)).cancelled  # too faint to say
+    short = tone(440, 0.15)
+    assert not check(np.stack([short, -short], axis=1)).cancelled  # and too short
 
 
 def test_a_chunk_keeps_the_channels_it_was_averaged_from() -> None:
@@ -121,6 +162,16 @@ def test_a_chunk_keeps_the_channels_it_was_averaged_from() -> None:
     np.testing.assert_array_equal(chunk[0], chunk.channels.mean(axis=1))
     assert downmix(chunk) is chunk
     assert not isinstance(downmix((pcm[:, :1], RATE)), DownmixedChunk)
+
+
+def test_another_number_of_channels_begins_a_new_sound() -> None:
+    loud = np.ones((RATE, 1), np.float32)
+    measure = Clipping()
+    for channels in (loud, np.hstack([0.1 * loud, 0.2 * loud])):
+        measure.hear(channels)
+    assert measure.share == 0.0
+    measure.hear(loud)
+    assert measure.share == 1.0
 
 
 def test_a_chunk_without_samples_changes_no_measure() -> None:

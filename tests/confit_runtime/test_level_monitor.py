@@ -45,6 +45,25 @@ def test_silence_notices_become_less_frequent() -> None:
     assert [state for state, _ in states] == ["silent", "fine"] * 2  # after 30 s, then after 60, then never
 
 
+def test_an_hour_of_silence_is_always_reported() -> None:
+    """However often there was silence before: 30 s, then twice as long each time, up to an hour."""
+    needed = [30, 60, 120, 240, 480, 960, 1920, 3600, 3600]
+    rate = 2
+    sound, quiet = np.ones((1, 1), np.float32), np.zeros((1, 1), np.float32)
+    monitor = LevelMonitor("mic")
+    for seconds in needed:
+        notices = [monitor.hear(quiet, rate) for _ in range(seconds * rate)]
+        assert [at for at, notice in enumerate(notices, start=1) if notice] == [seconds * rate]
+        assert monitor.hear(sound, rate) == Notice("fine", "mic: has sound again")
+
+
+def test_a_microphone_with_sound_in_one_channel_is_not_muted() -> None:
+    monitor = LevelMonitor("mic")
+    for left in (0.0, 0.1):
+        channels = np.tile(np.float32([left, 0.1 - left]), (RATE // 10, 1))
+        assert not any(monitor.hear(channels, RATE) for _ in range(350))
+
+
 def test_clipping_is_reported_when_it_begins_and_ends() -> None:
     assert told((CLIPPED, 150), (HEARD, 100)) == [("clipped", 60.0), ("fine", 240.0)]
     assert told((CLIPPED, 70), (silence(1.0), 200), (HEARD, 1)) == [
@@ -54,11 +73,19 @@ def test_clipping_is_reported_when_it_begins_and_ends() -> None:
     ]
 
 
+def test_after_silence_clipping_is_judged_anew() -> None:
+    """What was clipped before it counts no more, and what is clipped after it is reported again."""
+    assert told((CLIPPED, 20), (silence(1.0), 31), (HEARD, 61)) == [("silent", 50.0), ("fine", 51.1)]
+    assert told((CLIPPED, 60), (silence(1.0), 31), (HEARD, 61)) == [("clipped", 60.0), ("silent", 90.0), ("fine", 91.1)]
+    states = told((CLIPPED, 60), (silence(1.0), 31), (CLIPPED, 61))
+    assert [state for state, _ in states] == ["clipped", "silent", "fine", "clipped"]
+
+
 @pytest.mark.parametrize("size", [RATE // 100, RATE // 10, RATE // 2])
 def test_attenuated_clipping_is_reported(size: int) -> None:
     speech = load_clip(DATA / "digits-real" / "seven.ogg", RATE)
     speech = np.resize(speech / np.abs(speech).max(), RATE)
-    clipped = (0.8 * np.clip(10 * speech, -1.0, 1.0)).astype(np.float32)
+    clipped = (0.8 * np.clip(3 * speech, -1.0, 1.0)).astype(np.float32)
     assert told((clipped, 60), (speech * np.float32(0.7), 61), size=size) == [("clipped", 60.0), ("fine", 120.0)]
     assert told((speech * np.float32(0.7), 56), (clipped, 4), (HEARD, 60), size=size) == []
 
