@@ -40,13 +40,10 @@ def voiced_segments(pcm: Pcm, sample_rate: int) -> list[tuple[int, int]]:
     mask = _without_short_runs((decibel >= level) & (flatness <= MAX_FLATNESS), False, MAX_GAP_S)
     mask = _without_short_runs(mask, True, MIN_VOICE_S)
     edge = round(EDGE_S * sample_rate)
-    found: list[tuple[int, int]] = []
-    for first, last in runs(mask).tolist():
-        start, end = max(0, first * step - edge), min(len(pcm), (last - 1) * step + frame + edge)
-        if found and start <= found[-1][1]:
-            start = found.pop()[0]
-        found.append((start, end))
-    return found
+    return [
+        (max(0, first * step - edge), min(len(pcm), (last - 1) * step + frame + edge))
+        for first, last in runs(mask).tolist()
+    ]
 
 
 def voiced_seconds(pcm: Pcm, sample_rate: int) -> float:

@@ -7,7 +7,13 @@ import pytest
 
 from confit_edge.demo import DATA
 from confit_runtime.audio import load_clip, resample
-from confit_runtime.voice_activity import active_seconds, remove_pauses, voiced_seconds, voiced_segments
+from confit_runtime.voice_activity import (
+    active_seconds,
+    active_segments,
+    remove_pauses,
+    voiced_seconds,
+    voiced_segments,
+)
 from tests.tiny_model import Floats, silence, tone
 
 
@@ -64,6 +70,24 @@ def test_a_burst_that_is_too_short_is_no_voice(seconds: float, found: int) -> No
     assert len(voiced_segments(clip, 16_000)) == found
 
 
+@pytest.mark.parametrize("quiet_s", [0.1, 0.6])
+def test_a_segment_begins_and_ends_equally_far_from_its_sound(quiet_s: float) -> None:
+    """By at most a frame and 30 ms, however short the quiet around it."""
+    quiet = round(quiet_s * 16_000)
+    clip = np.zeros(512 + 160 * 200, np.float32)  # whole steps after the first frame, forwards and backwards
+    clip[quiet:-quiet] = tone(500, 2.0)[: len(clip) - 2 * quiet]
+    ((start, end),) = voiced_segments(clip, 16_000)
+    assert voiced_segments(np.ascontiguousarray(clip[::-1]), 16_000) == [(len(clip) - end, len(clip) - start)]
+    assert quiet - 992 <= start < quiet
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+@pytest.mark.parametrize(("level_db", "seconds"), [(-64, 1.0), (-66, 0.0)])
+def test_a_voice_below_65_db_is_too_soft_at_any_rate(rate: int, level_db: float, seconds: float) -> None:
+    sound = tone(500, 1.0, rate, level=2**0.5 * 10 ** (level_db / 20))
+    assert voiced_seconds(sound, rate) == pytest.approx(seconds, abs=0.05)
+
+
 def test_segments_are_apart_and_in_order_in_noisy_speech() -> None:
     rng = np.random.default_rng(1)
     clip = np.concatenate([part for _ in range(4) for part in (speech(), silence(0.7))])
@@ -90,7 +114,7 @@ def test_sounding_seconds(rate: int) -> None:
         [silence(1.0, rate), tone(440, 0.5, rate), silence(1.0, rate), tone(440, 0.3, rate, level=0.1)]
     )
     assert active_seconds(clip, rate) == pytest.approx(0.8, abs=0.04)
-    assert active_seconds(clip * np.float32(1e-5), rate) == 0.0
+    assert active_seconds(clip * np.float32(1e-3), rate) == 0.0
     assert active_seconds(silence(1.0, rate), rate) == active_seconds(silence(0.0, rate), rate) == 0.0
 
 
@@ -99,6 +123,20 @@ def test_a_dc_offset_does_not_sound(offset: float) -> None:
     clip = np.concatenate([silence(1.0), tone(440, 0.06), silence(1.0)])
     assert active_seconds(clip + np.float32(offset), 16_000) == pytest.approx(0.06, abs=0.02)
     assert active_seconds(silence(1.0) + np.float32(offset), 16_000) == 0.0
+
+
+def test_sound_in_an_incomplete_last_frame_counts() -> None:
+    assert active_seconds(np.concatenate([silence(1.0), tone(1000, 0.01)]), 16_000) == 0.02
+
+
+def test_hiss_and_a_dc_offset_do_not_join_what_pauses() -> None:
+    hiss = np.random.default_rng(0).normal(0, 0.3 * 2**-0.5 * 10 ** (-20 / 20), 3 * 16_000).astype(np.float32)
+    sound = np.concatenate([tone(440, 0.5), silence(1.0), tone(440, 0.5), silence(1.0)]) + hiss
+    segments = active_segments(sound, 16_000)
+    assert [round(edge / 16_000, 1) for segment in segments for edge in segment] == pytest.approx(
+        [0, 0.6, 1.4, 2.2], abs=0.11
+    )
+    assert active_segments(sound + np.float32(0.3), 16_000) == segments
 
 
 def test_frames_far_below_the_loudest_are_not_active() -> None:
