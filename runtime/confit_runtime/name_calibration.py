@@ -41,7 +41,7 @@ def name_rows(embeddings: Floats, matcher: Matcher) -> Floats:
     rows = np.zeros((len(embeddings), len(columns)), np.float32)
     for row, embedding in zip(rows, embeddings, strict=True):
         if np.isfinite(embedding).all() and (match := matcher.match(embedding, in_stream=True)).name is not None:
-            row[columns[match.name]] = max(0.0, match.score)
+            row[columns[match.name]] = match.score
     return rows
 
 

@@ -15,8 +15,9 @@ from confit_runtime.arrays import Floats
 from confit_runtime.detect import Detector, Hit, Hold, NameDetector
 from confit_runtime.errors import UsageError
 from confit_runtime.gallery import Gallery
-from confit_runtime.matcher import Levels, Matcher
+from confit_runtime.matcher import Levels, Matcher, l2_normalise
 from confit_runtime.model import load
+from confit_runtime.name_calibration import name_rows, names_contract
 from tests import tiny_model
 
 
@@ -204,6 +205,35 @@ def test_a_name_fires_after_two_matches_in_succession() -> None:
     ada, bob, nobody = *prints, np.eye(8, dtype=np.float32)[5]
     assert detector.push(np.stack([ada, nobody, ada, bob, ada, nobody])) == []
     assert detector.push(np.stack([bob, bob, bob, nobody, ada, ada])) == [Hit(1, 1.0, 6, 7), Hit(0, 1.0, 10, 11)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10_000), min_hops=st.integers(1, 3), smoothing=st.integers(1, 3))
+def test_names_are_calibrated_by_what_fires_in_a_stream(seed: int, min_hops: int, smoothing: int) -> None:
+    """The rows of similarities and the rules that `calibrate` counts by give the hits of a stream."""
+    rng = np.random.default_rng(seed)
+    prints = l2_normalise(rng.standard_normal((4, 8)).astype(np.float32))
+    nothing = np.zeros((0, 8), np.float32)
+    levels = Levels(0.6, 0.05, genuine=0.7, stream_threshold=0.85)
+    matcher, passing = (
+        Matcher(["ada", "bob"], [0, 0, 0, 1], prints, nothing, levels=level)
+        for level in (levels, dataclasses.replace(levels, threshold=-1.0, by_hand=True))
+    )
+    contract = tiny_model.contract(min_hops=min_hops, smoothing_hops=smoothing, refractory_s=0.1)
+    rows = prints[np.repeat(rng.integers(4, size=20), rng.integers(1, 6, size=20))]
+    rows = l2_normalise(rows + rng.normal(0, 0.2, rows.shape).astype(np.float32))
+    rows[rng.random(len(rows)) < 0.02] = np.nan
+    hits = Detector.from_contract(names_contract(contract, matcher)).push(name_rows(rows, passing))
+    assert hits == NameDetector(contract, matcher).push(rows)
+
+
+def test_a_name_that_any_sound_matches_needs_a_similarity_above_zero() -> None:
+    """Else it would fire on the rows of other names, in which it scores 0."""
+    prints = np.eye(8, dtype=np.float32)[:2]
+    matcher = Matcher(["ada", "bob"], [0, 1], prints, np.zeros((0, 8), np.float32), levels=Levels(-0.5, 0.0))
+    contract = names_contract(tiny_model.contract(), matcher)
+    rows = name_rows(np.tile(prints[0], (10, 1)), matcher)
+    assert [hit.label for hit in Detector.from_contract(contract).push(rows)] == [0]
 
 
 def test_a_changed_gallery_keeps_the_detector_state() -> None:
