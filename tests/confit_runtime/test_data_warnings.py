@@ -32,6 +32,12 @@ def test_few_clips_or_groups_give_a_warning(clips: int, groups: int, named: str)
     assert "calibrate" in caution
 
 
+@pytest.mark.parametrize("clips", [29, 30])
+@pytest.mark.parametrize("groups", [4, 5])
+def test_an_accuracy_is_published_where_nothing_is_said_against_it(clips: int, groups: int) -> None:
+    assert has_enough_clips(data(clips, groups), "val") == (data_warnings(data(clips, groups)) == [])
+
+
 def test_only_clips_of_labels_that_can_fire_count() -> None:
     """Ten clips of a wake word among hundreds of what it is told from prove little, whatever the accuracy."""
     few = {"train": {"clips": 7, "groups": 7}, "val": {"clips": 2, "groups": 2}, "test": {"clips": 1, "groups": 1}}

@@ -188,6 +188,13 @@ def test_an_adaptive_gate_follows_the_noise_floor() -> None:
     assert not gate.hears(fan[0])  # whatever comes first is the floor
 
 
+def test_what_is_above_the_floor_must_reach_the_level_too() -> None:
+    gate = EnergyGate(RATE, -65.0, above_floor=12.0)
+    assert not gate.hears(silence(0.1))
+    assert not gate.hears(tone(500, 0.1, level=10 ** (-65 / 20)))  # its RMS is 3 dB less
+    assert gate.hears(tone(500, 0.1, level=10 ** (-60 / 20)))
+
+
 def test_silence_that_stands_before_a_sound_is_no_noise_floor(model: Model, hops_scored: list[int]) -> None:
     """Else a gate that follows the floor were open for as long as that takes to rise to the noise of the room."""
     noise = np.random.default_rng(0).normal(0, 10 ** (-45 / 20), 20 * RATE).astype(np.float32)
@@ -243,7 +250,9 @@ def test_the_level_of_a_hop_of_any_length_is_that_of_its_sound_alone(samples: in
     hop = tone(500, 0.1, level=0.01)[:samples]
     level = loudest_dbfs(hop, 320)
     assert loudest_dbfs(hop + np.float32(0.3), 320) == pytest.approx(level, abs=0.01)
-    assert loudest_dbfs(np.full(samples, 0.3, np.float32), 320) == -90.0
+    assert loudest_dbfs(np.full(samples, 0.3, np.float32), 320) == loudest_dbfs(1e-3 * hop, 320) == -90.0
+    padded = np.pad(hop - hop.mean(), (0, -samples % 320))
+    assert loudest_dbfs(hop - hop.mean(), 320) == pytest.approx(loudest_dbfs(padded, 320), abs=0.5)
 
 
 @pytest.mark.parametrize("spec", ["loud", "3", "-100", "nan"])

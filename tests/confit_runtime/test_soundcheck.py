@@ -98,6 +98,12 @@ def test_a_dc_offset_hides_no_bandwidth_and_counts_in_no_level() -> None:
     assert offset.bandwidth_hz == pytest.approx(without.bandwidth_hz, rel=0.02)
     assert (offset.loud_db, offset.noise_db) == pytest.approx((without.loud_db, without.noise_db), abs=0.1)
     assert loudest_db(sound + np.float32(0.2), RATE) == pytest.approx(loudest_db(sound, RATE), abs=0.1)
+    hour = np.concatenate([0.5 * tone(440, 1.0), silence(100.0)])  # more than is measured at a time
+    assert (
+        loudest_db(hour, RATE)
+        == loudest_db(hour[::-1], RATE)
+        == pytest.approx(loudest_db(hour[: 2 * RATE], RATE), abs=0.1)
+    )
     assert loudest_db(np.full(100, 0.2, np.float32), RATE) == loudest_db(silence(0.0), RATE) == FLOOR_DB
 
 
