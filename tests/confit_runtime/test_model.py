@@ -390,6 +390,8 @@ def test_a_sound_ends_where_listening_stopped(tmp_path: Path, how: str) -> None:
         stream.accept(silence(1.0), RATE)
     else:
         stream.reset()
+        stream.accept(silence(0.1), RATE)
+        stream.finish()
         assert stream.take_events() == []
     if how != "reset":
         (ended,) = stream.take_events()
