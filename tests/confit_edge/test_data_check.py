@@ -261,6 +261,9 @@ def test_a_torn_group_is_a_leak(folder: Path) -> None:
     report = report_of(folder, CLEAN.replace("g4", "g0"))
     assert report.torn_groups == {"g0": ["train", "test"]}
     assert report.leaks
+    (folder / "8.wav").unlink()
+    (folder / "9.wav").unlink()
+    assert report_of(folder, CLEAN.replace("g4", "g0")).leaks  # also of clips that cannot be used yet
     assert len(report.warnings) == 1
     assert warns(report, "leak: group 'g0' is in several splits", "--anew")
 
@@ -287,6 +290,14 @@ def test_one_sound_in_two_places(folder: Path) -> None:
     report = report_of(folder, CLEAN)
     assert warns(report, "leak: the same sound has different labels", "'4.wav', '5.wav'")
     assert "  1.wav = 9.wav" in report.text().splitlines()
+
+
+def test_one_sound_of_two_labels_is_a_leak_within_a_split_too(folder: Path) -> None:
+    (folder / "5.wav").write_bytes((folder / "4.wav").read_bytes())
+    assert report_of(folder, CLEAN).leaks
+    several = CLEAN.replace("label", "labels").replace("4.wav,x", "4.wav,x|y")
+    assert report_of(folder, several.replace("5.wav,y", "5.wav,x")).leaks
+    assert not report_of(folder, several.replace("5.wav,y", "5.wav,y|x")).leaks  # in whatever order
 
 
 def test_one_sound_in_two_of_the_splits_that_train_makes(folder: Path) -> None:
@@ -360,6 +371,9 @@ def test_rates_channels_levels_and_imbalance(folder: Path) -> None:
     assert report.imbalance == 11
     assert warns(report, "several sample rates")
     assert warns(report, "1 clip goes far beyond full scale ('1.wav')")
+    pcm, rate = soundfile.read(folder / "1.wav", dtype="float32")
+    soundfile.write(folder / "1.wav", -np.abs(pcm), rate, subtype="FLOAT")
+    assert warns(report_of(folder, CLEAN), "1 clip goes far beyond full scale ('1.wav')")
     assert warns(report, "11 times as many clips as 'x'")
 
 

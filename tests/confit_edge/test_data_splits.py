@@ -240,6 +240,17 @@ def test_a_published_split_without_validation_gives_it_an_eighth_of_its_training
     assert len(changed) == 1
 
 
+def test_a_published_validation_without_a_class_is_made_again() -> None:
+    rows = [(label, f"{label}{at}", "train") for label in "ab" for at in range(8)]
+    source = manifest_of([*rows, ("a", "a8", "val"), ("a", "a9", "test"), ("b", "b9", "test")])
+    result, changed = without_leaks(source)
+    assert_sound(result, source)
+    assert {clip.group for clip in result.clips if clip.split == "test"} == {"a9", "b9"}
+    assert changed == [
+        "not every class has groups of its own in the published val: train and val were made again, by group"
+    ]
+
+
 def test_a_group_of_the_published_train_and_val_goes_to_train() -> None:
     rows = [(label, f"{label}{at}", split) for label in "ab" for at, split in enumerate(("train", "val", "test"))]
     source = manifest_of([*rows, ("a", "a0", "val"), ("a", "a0", "train"), ("b", "b2", "val")])
