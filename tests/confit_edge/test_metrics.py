@@ -232,6 +232,12 @@ def test_an_interval_of_few_groups_is_that_of_students_t(units: int) -> None:
     assert found == pytest.approx(clustered_share_interval(0.6, 0.05**2, sizes, worth=20.0 * units), abs=1e-4)
 
 
+def test_an_interval_leans_to_the_side_of_its_draws() -> None:
+    """It is that of percentiles, which reach further to the side where draws spread more."""
+    drawn = np.random.default_rng(0).exponential(0.1, 5000)
+    assert interval(0.1, drawn, 10_000) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=1e-3)
+
+
 def test_drawing_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     resamples = Resamples.of([str(clip) for clip in range(50)], seed=1, draws=30)
     whole = np.concatenate(list(resamples.counts()))
