@@ -3,7 +3,7 @@
 A convolution or pooling that looks at `span` frames and moves by `stride` needs the last `span - stride` frames of its
 input again at the next call; a recurrent layer needs its own memory. That is the whole state. A layer that looks at one
 frame at a time needs none. Any other layer is refused by name, because a layer that pads, attends or takes statistics over
-time has no exact streaming form.
+time has no exact streaming form. So is a subclass that computes its output itself: what it computes is unknown.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from confit_edge.encoders.front_end import Spectrum
 from confit_runtime.errors import ConfitError
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+_CONVOLUTIONS = (Spectrum, nn.Conv1d, nn.Conv2d)
 _POOLINGS = (nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)
 _RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
 _POINTWISE = (
@@ -40,6 +41,9 @@ _POINTWISE = (
     nn.Hardswish,
 )
 _FRAME_BY_FRAME = (nn.Linear, nn.LayerNorm)  # layers over the last axis, so they are given the channels there
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_KNOWN = (nn.Sequential, *_CONVOLUTIONS, *_POOLINGS, *_RECURRENT, *_POINTWISE, *_FRAME_BY_FRAME, *_NORMS)
+_METHODS = ("forward", "_conv_forward")  # that compute a layer's output
 _REASONS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
     ((nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder), "it attends over all of time"),
     ((nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d), "it takes its statistics over all of time"),
@@ -54,8 +58,9 @@ class StreamingStack(nn.Module):
 
     `x` is `[streams, channels, time]`, or `[streams, channels, time, height]` where height may be padded. Containers
     (`nn.Sequential`) are taken apart. Recurrent layers, `nn.Linear` and `nn.LayerNorm` expect channels last, so they get a
-    three-dimensional `x` as frames `[streams, time, channels]`. A module of any other class is pointwise in time if it
-    declares `pointwise_in_time = True`. Raises ConfitError that names the layer that cannot stream and the reason.
+    three-dimensional `x` as frames `[streams, time, channels]`. A module of any other class, or of a subclass with a `forward`
+    of its own, is pointwise in time if it declares `pointwise_in_time = True`. Raises ConfitError that names the layer that
+    cannot stream and the reason.
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
@@ -101,11 +106,20 @@ class StreamingStack(nn.Module):
 
 def _leaves(name: str, layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the layers of nested containers in order, each with its position."""
-    if isinstance(layer, nn.Sequential):
+    if isinstance(layer, nn.Sequential) and _overridden_method(layer) is None:
         for inner, child in layer.named_children():
             yield from _leaves(f"{name}.{inner}", child)
     else:
         yield name, layer
+
+
+def _overridden_method(layer: nn.Module) -> str | None:
+    """The method of a known torch class that this subclass or instance replaces, so that it may compute anything."""
+    known = next((kind for kind in _KNOWN if isinstance(layer, kind)), None)
+    for method in _METHODS:
+        if hasattr(known, method) and getattr(getattr(layer, method), "__func__", None) is not getattr(known, method):
+            return method
+    return None
 
 
 def _kept_frames(name: str, layer: nn.Module) -> int:
@@ -114,9 +128,16 @@ def _kept_frames(name: str, layer: nn.Module) -> int:
     def cannot_stream(reason: str) -> ConfitError:
         return ConfitError(f"{name} cannot stream: {reason}")
 
-    if getattr(layer, "pointwise_in_time", False) or isinstance(layer, (*_POINTWISE, nn.Linear)):
+    if getattr(layer, "pointwise_in_time", False):
         return 0
-    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+    if method := _overridden_method(layer):
+        raise cannot_stream(
+            f"it has its own {method}, which may look at any frame; if it looks at one at a time, declare"
+            " pointwise_in_time = True"
+        )
+    if isinstance(layer, (*_POINTWISE, nn.Linear)):
+        return 0
+    if isinstance(layer, _NORMS):
         if layer.running_mean is None:
             raise cannot_stream("it keeps no running statistics, and takes them over the time of each call instead")
         return 0

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from confit_edge.encoders.front_end import Spectrum
 from confit_export.graph import OPSET
 from confit_export.streaming import StreamingStack
 from confit_runtime.errors import ConfitError
@@ -173,6 +174,113 @@ def test_a_recurrent_layer_over_two_axes_is_refused() -> None:
 def test_no_padding_may_be_written_as_valid() -> None:
     assert StreamingStack([nn.Conv1d(3, 3, 4, padding="valid")]).kept_frames == [3]
     assert StreamingStack([nn.Conv2d(3, 3, (1, 3), padding="same")]).kept_frames == [0]
+
+
+# subclasses
+
+
+class Residual(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class PointwiseResidual(Residual):
+    pointwise_in_time = True
+
+
+class Causal(nn.Conv1d):
+    """Pads with zeros before the first frame."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.pad(x, (self.kernel_size[0] - 1, 0)))
+
+
+class CausalInside(nn.Conv1d):
+    """The same, one method further in."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(nn.functional.pad(x, (self.kernel_size[0] - 1, 0)), weight, bias)
+
+
+class RunningSum(nn.ReLU):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cumsum(dim=2)
+
+
+class OverTime(nn.BatchNorm1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(dim=2, keepdim=True)
+
+
+class Backwards(nn.MaxPool1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flip(2))
+
+
+class Residuals(nn.LSTM):
+    def forward(self, x: Tensor, states: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        y, after = super().forward(x, states)
+        return x + y, after
+
+
+class Block(nn.Sequential):
+    """A subclass that is only made in its own way."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv1d(CHANNELS, CHANNELS, 3), nn.ReLU())
+
+
+def patched() -> nn.Module:
+    layer = nn.ReLU()
+    layer.forward = lambda x: x.cumsum(dim=2)  # type: ignore[method-assign]
+    return layer
+
+
+FAITHFUL: list[tuple[Callable[[], nn.Module], int]] = [  # a layer and its span
+    (Block, 3),
+    (lambda: nn.utils.parametrizations.weight_norm(nn.Conv1d(CHANNELS, CHANNELS, 2)), 2),
+    (lambda: PointwiseResidual(nn.Conv1d(CHANNELS, CHANNELS, 1), nn.ReLU()), 1),
+]
+UNKNOWN: list[Callable[[], nn.Module]] = [
+    lambda: Residual(nn.Conv1d(CHANNELS, CHANNELS, 1), nn.ReLU()),
+    lambda: nn.Sequential(nn.ReLU(), Residual(nn.Tanh())),
+    lambda: Causal(CHANNELS, CHANNELS, 3),
+    lambda: CausalInside(CHANNELS, CHANNELS, 3),
+    RunningSum,
+    lambda: OverTime(CHANNELS),
+    lambda: Backwards(2),
+    lambda: Residuals(CHANNELS, CHANNELS, batch_first=True),
+    patched,
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    faithful=st.lists(st.sampled_from(FAITHFUL), min_size=1, max_size=3),
+    unknown=st.none() | st.sampled_from(UNKNOWN),
+    at=st.integers(0, 3),
+    hops=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+)
+def test_a_subclass_streams_exactly_or_is_refused_by_name(
+    faithful: list[tuple[Callable[[], nn.Module], int]],
+    unknown: Callable[[], nn.Module] | None,
+    at: int,
+    hops: list[int],
+) -> None:
+    torch.manual_seed(0)
+    described = [(make().eval(), span, 1) for make, span in faithful]
+    if unknown is None:
+        check_streaming(described, hops, ())
+        return
+    layers = [layer for layer, _, _ in described]
+    at = min(at, len(layers))
+    with pytest.raises(ConfitError, match=rf"layer {at}[.1]* \(\w+\) cannot stream: it has its own (_conv_)?forward"):
+        StreamingStack([*layers[:at], unknown(), *layers[at:]])
+
+
+def test_a_spectrum_is_the_convolution_that_it_extends() -> None:
+    spectrum = Spectrum(fft=16, taps=12, hop=4, first=0, last=8)
+    assert StreamingStack([spectrum]).kept_frames == [8]
 
 
 # stacks with memory, in torch and as ONNX
