@@ -54,7 +54,8 @@ def export(
     keep_fp32: Annotated[
         list[str] | None,
         typer.Option(
-            help="Keep layers whose name starts with NAME in fp32; may be repeated.",
+            help="Keep the layer NAME, and all layers below it, in fp32: /stack/layers.2 is not /stack/layers.20. May be"
+            " repeated.",
             metavar="NAME",
             rich_help_panel=_QUANTISATION,
         ),

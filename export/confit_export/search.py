@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from confit_export.gate import Verdict
 from confit_export.quantize import Quantizer
 from confit_export.sensitivity import Sweep, sweep
 from confit_runtime.errors import UsageError
+from confit_runtime.names import closest_name
 
 Say = Callable[[str], None]
 Judge = Callable[[onnx.ModelProto], Verdict]
@@ -42,8 +44,8 @@ def search(
 ) -> SearchResult:
     """Quantise fewer and fewer layers until one graph passes the gate; if none does, return the one with all layers.
 
-    `keep` holds the beginnings of names of layers that stay in fp32 from the start. At most half of the layers are given
-    up: beyond that a model is better left in fp32. Raises UsageError when an entry of `keep` matches no layer.
+    `keep` names the layers that stay in fp32 from the start (`kept_by_name`). At most half of the layers are given up:
+    beyond that a model is better left in fp32. Raises UsageError when an entry of `keep` matches no layer.
     """
     kept, wanted = kept_by_name(quantizer.layers, keep), layers_to_quantize(quantizer.layers, keep)
     graph = quantizer(wanted)
@@ -80,14 +82,29 @@ def layers_to_quantize(layers: tuple[str, ...], keep: tuple[str, ...]) -> list[s
 
 
 def kept_by_name(layers: tuple[str, ...], keep: tuple[str, ...]) -> list[str]:
-    """The layers whose name begins with an entry of `keep`. Raises UsageError for an entry that matches no layer."""
-    for name in keep:
-        if not any(layer.startswith(name) for layer in layers):
-            examples = ", ".join(layers[:4])
-            raise UsageError(
-                f"--keep-fp32 {name}: no layer's name begins with this; the {len(layers)} layers are {examples}, ..."
-            )
-    return [layer for layer in layers if layer.startswith(keep)] if keep else []
+    """The layers that an entry of `keep` names, or whose name continues it after a slash or a dot.
+
+    So `/stack/layers.2` names `/stack/layers.2/Conv`, but not `/stack/layers.20/Conv`. Raises UsageError for an entry that
+    names no layer.
+    """
+    parts = {layer: _name_parts(layer) for layer in layers}
+    wanted = {name: _name_parts(name) for name in keep}
+    for name, begin in wanted.items():
+        if not any(_begins_with(layer, begin) for layer in parts.values()):
+            scopes = dict.fromkeys("".join(layer[:count]) for layer in parts.values() for count in range(2, len(layer)))
+            near = closest_name(name, [*layers, *scopes])
+            examples = f"did you mean {near}?" if near else f"they are {', '.join(layers[:4])}, ..."
+            raise UsageError(f"--keep-fp32 {name}: names none of the {len(layers)} layers; {examples}")
+    return [layer for layer in layers if any(_begins_with(parts[layer], begin) for begin in wanted.values())]
+
+
+def _name_parts(name: str) -> list[str]:
+    """The parts of a layer's name, each with the slash or dot before it; a slash or dot at the end counts for nothing."""
+    return re.findall(r"^[^/.]+|[/.][^/.]*", name.rstrip("/."))
+
+
+def _begins_with(parts: list[str], begin: list[str]) -> bool:
+    return parts[: len(begin)] == begin
 
 
 def _candidate_counts(limit: int) -> Iterator[int]:

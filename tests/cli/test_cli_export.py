@@ -174,7 +174,11 @@ def test_a_file_that_is_no_card_is_not_replaced_by_one(run_path: Path, tmp_path:
         (["--no-quantize", "--target", "portable", "--calibration", "minmax"], "so --target, --calibration would have"),
         (["--scheme", "fp16", "--target", "arm64"], "--target would have no effect; remove it or --scheme fp16"),
         (["--scheme", "dynamic"], "--scheme dynamic: not for a streaming model"),
-        (["--keep-fp32", "/nothing"], "--keep-fp32 /nothing: no layer's name begins with this"),
+        (
+            ["--keep-fp32", "/stack/layer.4"],
+            "/stack/layer.4: names none of the 20 layers; did you mean /stack/layers.4?",
+        ),
+        (["--keep-fp32", "/nothing"], "--keep-fp32 /nothing: names none of the 20 layers; they are"),
     ],
 )
 def test_what_cannot_be_asked_for_is_named(

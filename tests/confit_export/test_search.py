@@ -11,14 +11,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from confit_edge.data.corpus import Clips
 from confit_edge.probes.metrics import Difference
 from confit_export.gate import Verdict
 from confit_export.quantize import Quantizer
-from confit_export.search import SearchResult, search
+from confit_export.search import SearchResult, kept_by_name, search
 from confit_export.sensitivity import WINDOWS, embed, sweep, validation_windows
+from confit_runtime.errors import UsageError
 
 LAYERS = 20
 Floats = npt.NDArray[np.float32]
@@ -125,6 +128,31 @@ def test_what_was_to_stay_in_fp32_stays_and_is_not_given_up_again(
     assert result.tried == [set(by_sensitivity) - set(own) - set(by_sensitivity[1 : 1 + count]) for count in (0, 1, 2)]
     assert set(result.found.kept[:2]) == set(own)
     assert result.found.kept[2:] == by_sensitivity[1:3]
+
+
+@given(
+    names=st.lists(
+        st.lists(st.sampled_from(["/a", ".2", ".20", "/Conv", "/Conv_1"]), min_size=2, max_size=4), min_size=1
+    ),
+    taken=st.integers(1, 4),
+    end=st.sampled_from(["", "/", "."]),
+)
+def test_layers_are_named_by_whole_parts(names: list[list[str]], taken: int, end: str) -> None:
+    layers = tuple(dict.fromkeys("".join(parts) for parts in names))
+    asked = names[0][:taken]
+    expected = dict.fromkeys("".join(parts) for parts in names if parts[: len(asked)] == asked)
+    assert kept_by_name(layers, ("".join(asked) + end,)) == list(expected)
+    with pytest.raises(UsageError, match=r"names none of the"):
+        kept_by_name(layers, ("".join(asked)[:-1] + "5",))
+
+
+def test_a_layer_that_does_not_exist_is_answered_with_the_closest() -> None:
+    layers = tuple(f"/stack/layers.{number}/Conv" for number in range(10))
+    for asked, near in (("/stack/layer.2", "/stack/layers.2"), ("/stack/layers.3/Cnv", "/stack/layers.3/Conv")):
+        with pytest.raises(
+            UsageError, match=rf"--keep-fp32 {asked}: names none of the 10 layers; did you mean {near}\?"
+        ):
+            kept_by_name(layers, (asked,))
 
 
 def test_without_time_to_measure_nothing_is_given_up(quantizer: Quantizer, windows: Floats, tmp_path: Path) -> None:
