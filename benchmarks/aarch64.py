@@ -37,7 +37,7 @@ from confit_edge.pairtune.session import train
 from confit_edge.recipe import Recipe
 from confit_edge.runs import read_run, run_corpus
 from confit_export.export import export_run
-from confit_export.job import Quantisation
+from confit_export.quantisation import Quantisation
 from confit_runtime.audio import load_clip, resample
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.shipped import MODELS

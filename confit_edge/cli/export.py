@@ -75,14 +75,14 @@ def export(
         ),
     ] = 0,
     sweep_minutes: Annotated[
-        float,
+        float | None,
         typer.Option(
             help="Minutes to search for the layers that cost accuracy, if the gate fails. The next export continues the"
-            " search.",
+            " search. [20]",
             min=0.0,
             rich_help_panel=_GATE,
         ),
-    ] = 20.0,
+    ] = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -119,7 +119,7 @@ def export(
     - the same results in streaming as offline
 
     If int8 fails the gate, export keeps the layers that cost most accuracy in fp32 until it passes. If that does not help, it
-    writes no file and names those layers.
+    writes no file, and names those layers and what to try.
 
     Examples:
 
@@ -132,16 +132,22 @@ def export(
     """
     from confit_edge.runs import read_run, run_corpus, with_current_paths
     from confit_export.calibration import CALIBRATIONS
-    from confit_export.export import check_no_quantize_options, check_printable, check_replaceable, export_run
-    from confit_export.job import Quantisation
+    from confit_export.export import check_printable, check_replaceable, export_run
     from confit_export.model_card import check_card_path, recommendation, time_model, write_card
+    from confit_export.quantisation import Quantisation, check_no_quantize
     from confit_export.quantize import SCHEMES
     from confit_export.targets import TARGETS
     from confit_runtime.data_warnings import data_warnings
     from confit_runtime.enrollment import model_kind
 
     if not quantize:
-        check_no_quantize_options({"--scheme": scheme, "--target": target, "--calibration": calibration})
+        options = {
+            "--scheme": scheme,
+            "--target": target,
+            "--calibration": calibration,
+            "--sweep-minutes": sweep_minutes,
+        }
+        check_no_quantize([option for option, value in options.items() if value is not None])
     check_printable(out, license)
     check_card_path(out)
     (loaded,) = with_current_paths([read_run(run)], background=background or [], others=others or [])
@@ -158,7 +164,7 @@ def export(
             calibration=_check_choice("--calibration", calibration, CALIBRATIONS),
             keep_fp32=tuple(keep_fp32 or ()),
             qat_epochs=qat_epochs,
-            sweep_minutes=sweep_minutes,
+            sweep_minutes=Quantisation.sweep_minutes if sweep_minutes is None else sweep_minutes,
         ),
         fuse=fuse_activations,
         force=force,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ from confit_export.enrollment import cohort_rows, kind_of_run
 from confit_export.finish import finish
 from confit_export.fuse import can_fuse
 from confit_export.gate import Predictions
-from confit_export.job import AssembledModel, ExportJob, Quantisation, stream_difference
+from confit_export.job import AssembledModel, ExportJob, stream_difference
 from confit_export.measure import accuracies, compare_on_test, count_softer, share_fired
 from confit_export.model_file import load_provisional, model_bytes
+from confit_export.quantisation import Quantisation, check_no_quantize
 from confit_export.quantize import Scheme
 from confit_export.search import Say
 from confit_runtime.contract import Contract, read_sealed
@@ -81,14 +81,10 @@ def export_run(
     pass the gate (`confit_export.gate`). With `force` the file is written anyway, and its contract's metrics say what failed.
     """
     out = Path(out)
-    ranges = {"--target": quantisation.target != "portable", "--calibration": quantisation.calibration != "minmax"}
-    if not quantize:
-        others = {"--keep-fp32": quantisation.keep_fp32, "--qat-epochs": quantisation.qat_epochs}
-        check_no_quantize_options({"--scheme": quantisation.scheme != "static", **ranges, **others})
-    elif quantisation.scheme in ("weight-only", "fp16"):
-        _check_no_effect(
-            f"--scheme {quantisation.scheme}", "computes in fp32", {**ranges, "--qat-epochs": quantisation.qat_epochs}
-        )
+    if quantize:
+        quantisation.check()
+    else:
+        check_no_quantize(quantisation.given)
     check_printable(out, license)
     _check_request(out, run.encoder, quantisation.scheme if quantize else None, fuse)
     check_same_data(run, corpus)
@@ -151,11 +147,6 @@ def export_run(
     )
 
 
-def check_no_quantize_options(options: Mapping[str, object]) -> None:
-    """Raise UsageError for an option of quantisation given with --no-quantize."""
-    _check_no_effect("--no-quantize", "nothing is quantised", options)
-
-
 def check_printable(out: Path, license: str) -> None:
     """Raise UsageError if the model's name or licence, both stored in the contract, would disturb the line it is shown in."""
     for option, text in ((f"-o {out}", out.stem), (f"--license {license}", license)):
@@ -185,13 +176,6 @@ def check_replaceable(out: Path, run: Run) -> None:
         raise UsageError(
             f"{out}: already exists, and is a model of other classes ({listed}) than {run.path}; choose another -o, or remove it"
         )
-
-
-def _check_no_effect(option: str, why: str, options: Mapping[str, object]) -> None:
-    """Raise UsageError for options that have no effect together with `option`."""
-    if given := [name for name, asked in options.items() if asked]:
-        pronoun = "it" if len(given) == 1 else "them"
-        raise UsageError(f"{option}: {why}, so {', '.join(given)} would have no effect; remove {pronoun} or {option}")
 
 
 def _check_request(out: Path, encoder: Encoder, scheme: Scheme | None, fuse: bool) -> None:

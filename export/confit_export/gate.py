@@ -77,10 +77,15 @@ class Verdict:
         return cls(lost, clips_lost, len(fp32.correct), cosine, map_lost)
 
     @property
+    def loses_too_much(self) -> bool:
+        """Whether it loses more accuracy than the gate allows."""
+        return self.lost.difference > ACCURACY + 1e-9
+
+    @property
     def failures(self) -> list[str]:
         """The conditions that do not hold, in words; empty if the model passes the gate."""
         failed = []
-        if self.lost.difference > ACCURACY + 1e-9:
+        if self.loses_too_much:
             failed.append(f"{self.accuracy_change} (at most {100 * ACCURACY:g} points allowed)")
         if self.map_lost is not None and not self.map_lost <= MAP + 1e-9:
             failed.append(

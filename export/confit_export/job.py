@@ -16,25 +16,25 @@ from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
 from confit_edge.runs import Run
 from confit_export import gate
-from confit_export.calibration import Calibration, calibration_feeds
+from confit_export.calibration import calibration_feeds
 from confit_export.cost import count_cost
 from confit_export.fuse import fuse_activations
 from confit_export.gate import Predictions, Verdict
 from confit_export.graph import StreamingModel, WindowedModel, assemble, to_onnx
 from confit_export.model_file import draft_contract, load_provisional
 from confit_export.qat import fine_tune
-from confit_export.quantize import PRECISION, Quantizer, Scheme
+from confit_export.quantisation import Quantisation
+from confit_export.quantize import INT8_SCHEMES, PRECISION, Quantizer
 from confit_export.rewrite import keep_states_int8
 from confit_export.search import Say, SearchResult, layers_to_quantize, search
 from confit_export.sensitivity import validation_windows
-from confit_export.targets import Target, preset
+from confit_export.targets import preset
 from confit_runtime.contract import Contract
 from confit_runtime.errors import ConfitError
 from confit_runtime.files import default_cache
 from confit_runtime.gemm import saturates
 from confit_runtime.model import Model
 
-SWEEP_MINUTES = 20.0
 PARITY_S = 12.0  # seconds of sound to compare, streamed and at once
 LISTED_LAYERS = 5  # how many of the worst layers an export that fails names
 
@@ -57,18 +57,6 @@ class AssembledModel:
         """Return the contract of `graph`: the fp32 graph, or that graph with `layers` in another precision."""
         cost = count_cost(self.model, self.encoder, self.graph, layers)
         return draft_contract(run, self.model, self.encoder, graph, cost=cost, **keys)
-
-
-@dataclass(frozen=True)
-class Quantisation:
-    """How to quantise a model; each field has the meaning of the `confit-edge export` option of that name."""
-
-    scheme: Scheme = "static"
-    target: Target = "portable"
-    calibration: Calibration = "minmax"
-    keep_fp32: tuple[str, ...] = ()
-    qat_epochs: int = 0
-    sweep_minutes: float = SWEEP_MINUTES
 
 
 @dataclass
@@ -121,11 +109,7 @@ class ExportJob:
 
     def quantize(self, quantisation: Quantisation) -> None:
         """Quantise as many layers as the gate allows, and leave out the ones with the largest error."""
-        if (
-            quantisation.scheme in ("static", "dynamic")
-            and preset(quantisation.target).weight_bits == 8
-            and saturates()
-        ):
+        if quantisation.scheme in INT8_SCHEMES and preset(quantisation.target).weight_bits == 8 and saturates():
             self.say(
                 f"--target {quantisation.target}: this processor (x86 without VNNI) computes products of 8-bit weights wrongly,"
                 " so the gate sees worse results than the target will; export on the target, or use --target portable"
@@ -145,13 +129,15 @@ class ExportJob:
         verdict, stored_as = found.verdict, PRECISION[quantisation.scheme]
         scheme_name = stored_as if stored_as.endswith("weights") else f"{quantisation.scheme} {stored_as}"
         self.say(f"{scheme_name} compared with fp32: {verdict.summary}")
-        self._fail_unless_forced(verdict.failures, *_failure_advice(found, quantisation.qat_epochs))
+        fixed_ranges = bool(quantizer.with_fixed_range(found.layers))
+        advice = quantisation.advice(verdict, found.sweep, fixed_ranges)
+        self._fail_unless_forced(verdict.failures, *_largest_errors(found), advice)
         self.graph = found.graph
         keep_states_int8(self.graph)
         precision = stored_as if found.layers else "fp32"
         by_layer = dict.fromkeys(found.layers, stored_as)
         self.contract = self.assembled.contract(self.run, self.graph, by_layer, precision=precision, **self.metadata)
-        self.parity |= _parity(found, quantisation)
+        self.parity |= _parity(found, quantisation, fixed_ranges)
 
     def _quantizer(self, assembled: AssembledModel, quantisation: Quantisation) -> Quantizer:
         feeds = calibration_feeds(assembled.graph, assembled.encoder, self.corpus, self.run)
@@ -232,19 +218,14 @@ def stream_difference(model: Model, encoder: Encoder, corpus: Corpus) -> float:
     return float(np.abs(np.concatenate(parts)[contract.warmup_hops :] - offline).max())
 
 
-def _failure_advice(found: SearchResult, qat_epochs: int) -> list[str]:
-    """The layers with the largest error, in words, and what to try."""
+def _largest_errors(found: SearchResult) -> list[str]:
+    """The layers with the largest error, in words; empty if none was measured."""
     errors = found.sweep.errors if found.sweep else {}
     worst = ", ".join(f"{layer} {error:.4f}" for layer, error in list(errors.items())[:LISTED_LAYERS])
-    largest_errors = [f"largest errors (1 - cosine) when quantised alone: {worst}"] if worst else []
-    qat_option = "" if qat_epochs else "--qat-epochs 3, "
-    return [
-        *largest_errors,
-        f"try --calibration percentile, {qat_option}another --scheme, or export with --no-quantize",
-    ]
+    return [f"largest errors (1 - cosine) when quantised alone: {worst}"] if worst else []
 
 
-def _parity(found: SearchResult, quantisation: Quantisation) -> dict[str, Any]:
+def _parity(found: SearchResult, quantisation: Quantisation, fixed_ranges: bool) -> dict[str, Any]:
     """How the quantised graph was made, and how it compares with fp32."""
     report: dict[str, Any] = {
         "scheme": quantisation.scheme,
@@ -252,8 +233,10 @@ def _parity(found: SearchResult, quantisation: Quantisation) -> dict[str, Any]:
         "kept_fp32": found.kept,
         **found.verdict.to_dict(),
     }
-    if quantisation.scheme in ("static", "dynamic") and found.layers:
-        report |= {"calibration": quantisation.calibration, "weight_bits": preset(quantisation.target).weight_bits}
+    if fixed_ranges:
+        report["calibration"] = quantisation.calibration
+    if quantisation.scheme in INT8_SCHEMES and found.layers:
+        report["weight_bits"] = preset(quantisation.target).weight_bits
     if found.sweep:
         report["sweep"] = {"errors": found.sweep.errors, "unmeasured": found.sweep.unmeasured}
     return report

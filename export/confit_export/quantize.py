@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,6 +20,7 @@ from confit_runtime.errors import UsageError
 
 Scheme = Literal["static", "dynamic", "weight-only", "fp16"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+INT8_SCHEMES = ("static", "dynamic")  # the others only store weights small, and compute in fp32
 
 PRECISION = {"static": "int8", "dynamic": "int8", "weight-only": "int8 weights", "fp16": "fp16 weights"}
 LAYER_OPS = ("Conv", "MatMul", "Gemm")
@@ -44,7 +45,7 @@ class Quantizer:
     calibration: Calibration
     feeds: list[Feed]
     layers: tuple[str, ...]  # names of all nodes that the scheme can quantise, in graph order
-    ranges: Any  # onnxruntime's TensorsData; None for schemes that need none
+    ranges: Any  # onnxruntime's TensorsData; None if no layer has a fixed range
 
     @classmethod
     def calibrate(
@@ -57,22 +58,28 @@ class Quantizer:
         calibration: Calibration,
     ) -> Quantizer:
         """Measure ranges on `feeds`, inputs of the graph. Nodes whose name begins with one of `fp32_scopes` stay in fp32."""
-        ranges = None
-        if scheme in ("static", "dynamic"):
-            ranges = tensor_ranges(fp32, feeds, calibration, [*LAYER_OPS, *PASS_THROUGH_OPS])
         layers = quantisable(fp32, scheme, fp32_scopes)
         kinds = {node.name: node.op_type for node in fp32.graph.node}
         if scheme == "dynamic" and {kinds[layer] for layer in layers} <= {"Conv"}:
             raise UsageError(
                 "--scheme dynamic: this encoder has convolutions only, and their scales are fixed; use static"
             )
-        return cls(fp32, scheme, target, calibration, feeds, layers, ranges)
+        quantizer = cls(fp32, scheme, target, calibration, feeds, layers, None)
+        if quantizer.with_fixed_range(layers):
+            ranges = tensor_ranges(fp32, feeds, calibration, [*LAYER_OPS, *PASS_THROUGH_OPS])
+            return replace(quantizer, ranges=ranges)
+        if scheme == "dynamic" and calibration != "minmax":
+            raise UsageError(
+                f"--calibration {calibration}: with --scheme dynamic, no layer of this encoder has a fixed range, so it"
+                " would have no effect; remove it"
+            )
+        return quantizer
 
     def __call__(self, layers: Collection[str]) -> onnx.ModelProto:
         """Return the graph with `layers` quantised and everything else in fp32."""
         if not layers:
             return _copy(self.fp32)
-        if self.scheme in ("static", "dynamic"):
+        if self.scheme in INT8_SCHEMES:
             quantised = self._compute_int8(layers)
         else:
             quantised = _store_weights(self.fp32, layers, half=self.scheme == "fp16")
@@ -80,13 +87,25 @@ class Quantizer:
         del quantised.metadata_props[:]
         return quantised
 
+    def with_fixed_range(self, layers: Collection[str]) -> list[str]:
+        """Those of `layers` whose input has a range that the calibration fixed; others take theirs from each frame or call."""
+        if self.scheme not in INT8_SCHEMES:
+            return []
+        per_frame, kinds = self._per_frame(layers), {node.name: node.op_type for node in self.fp32.graph.node}
+        fixed = ("Conv",) if self.scheme == "dynamic" else LAYER_OPS
+        return [layer for layer in layers if layer not in per_frame and kinds[layer] in fixed]
+
+    def _per_frame(self, layers: Collection[str]) -> set[str]:
+        """Those of `layers` that take a scale from each frame: in a windowed model, convolutions over time."""
+        windowed = [entry.name for entry in self.fp32.graph.input] == ["pcm"]
+        return temporal_convolutions(self.fp32).intersection(layers) if windowed else set()
+
     def _compute_int8(self, layers: Collection[str]) -> onnx.ModelProto:
         """Compute `layers` in int8.
 
         In a windowed model, convolutions over time get a scale per frame. A stream's state holds one scale, so a stream has one.
         """
-        windowed = [entry.name for entry in self.fp32.graph.input] == ["pcm"]
-        per_frame = temporal_convolutions(self.fp32).intersection(layers) if windowed else set[str]()
+        per_frame = self._per_frame(layers)
         others = [name for name in layers if name not in per_frame]
         quantise = _dynamic if self.scheme == "dynamic" else _static
         result = quantise(self.fp32, self.ranges, others, self.target) if others else self.fp32
@@ -101,7 +120,7 @@ def quantisable(model: onnx.ModelProto, scheme: Scheme, fp32_scopes: tuple[str, 
     scaled to the loudest sample leave nothing of a quiet one.
     """
     weights = {tensor.name for tensor in model.graph.initializer}
-    audio = _audio_tensors(model) if scheme in ("static", "dynamic") else set()
+    audio = _audio_tensors(model) if scheme in INT8_SCHEMES else set()
     return tuple(
         node.name
         for node in model.graph.node

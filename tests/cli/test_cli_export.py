@@ -172,6 +172,7 @@ def test_a_file_that_is_no_card_is_not_replaced_by_one(run_path: Path, tmp_path:
         (["--calibration", "mean"], "--calibration mean: choose one of minmax, entropy, percentile"),
         (["--no-quantize", "--scheme", "static"], "so --scheme would have no effect; remove it or --no-quantize"),
         (["--no-quantize", "--target", "portable", "--calibration", "minmax"], "so --target, --calibration would have"),
+        (["--no-quantize", "--sweep-minutes", "20"], "so --sweep-minutes would have no effect; remove it or --no"),
         (["--scheme", "fp16", "--target", "arm64"], "--target would have no effect; remove it or --scheme fp16"),
         (["--scheme", "dynamic"], "--scheme dynamic: not for a streaming model"),
         (

@@ -14,8 +14,8 @@ from confit_edge.encoders import pretrained
 from confit_edge.runs import Run
 from confit_export import qat
 from confit_export.export import Exported, export_run
-from confit_export.job import Quantisation
 from confit_export.qat import FakeQuantInput, FakeQuantWeight, fine_tune
+from confit_export.quantisation import Quantisation
 from confit_export.targets import preset
 
 

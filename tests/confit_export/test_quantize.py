@@ -19,7 +19,7 @@ from confit_edge.runs import Run
 from confit_export.calibration import Feed, calibration_feeds, tensor_ranges
 from confit_export.export import Exported, export_run
 from confit_export.graph import StreamingModel, WindowedModel, assemble, to_onnx
-from confit_export.job import Quantisation
+from confit_export.quantisation import Quantisation
 from confit_export.quantize import PRECISION, SCHEMES, Quantizer, pass_through_nodes, quantisable
 from confit_export.search import kept_by_name
 from confit_export.sensitivity import embed, sweep, validation_windows
