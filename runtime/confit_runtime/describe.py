@@ -74,8 +74,10 @@ def _quantisation_rows(parity: dict[str, Any]) -> list[tuple[str, str]]:
     if sweep := parity.get("sweep"):
         hurt = sorted(sweep["errors"].items(), key=lambda item: -item[1])[:3]
         worst = ", ".join(f"{layer} {error:.2g}" for layer, error in hurt)
-        late = f"; {sweep['unmeasured']} layers not measured for lack of time" if sweep["unmeasured"] else ""
-        rows.append(("layers that hurt most", f"{worst} (1 - cosine when quantised alone){late}"))
+        known = f"{worst} (1 - cosine when quantised alone)" if worst else ""
+        unmeasured = format_count(sweep["unmeasured"], "layer")
+        late = f"{unmeasured} not measured for lack of time" if sweep["unmeasured"] else ""
+        rows.append(("layers that hurt most", "; ".join(filter(None, (known, late)))))
     return rows
 
 

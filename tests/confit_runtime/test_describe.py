@@ -93,3 +93,20 @@ def test_the_layers_that_hurt_most_come_first() -> None:
     parity = {"scheme": "static", "target": "portable", "kept_fp32": [], "sweep": sweep}
     told = dict(facts(tiny_model.contract(parity=parity), 1000))
     assert told["layers that hurt most"] == "d 0.021, c 0.0017, a 4.4e-05 (1 - cosine when quantised alone)"
+
+
+@pytest.mark.parametrize(
+    ("errors", "unmeasured", "shown"),
+    [
+        ({}, 4, "4 layers not measured for lack of time"),
+        ({"a": 0.5}, 1, "a 0.5 (1 - cosine when quantised alone); 1 layer not measured for lack of time"),
+    ],
+)
+def test_layers_that_were_not_measured_are_counted(errors: dict[str, float], unmeasured: int, shown: str) -> None:
+    parity = {
+        "scheme": "static",
+        "target": "portable",
+        "kept_fp32": [],
+        "sweep": {"errors": errors, "unmeasured": unmeasured},
+    }
+    assert dict(facts(tiny_model.contract(parity=parity), 1000))["layers that hurt most"] == shown
