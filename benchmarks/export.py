@@ -8,12 +8,15 @@ Each encoder is timed as exported, with its front end, pooling and head: PyTorch
 turn, on one thread, as medians of processor time. The roofline is the time that the multiply-adds would take at this machine's
 own GEMM rates, in the precision of each layer. Accuracies are those of the model files in the runtime, on the test split, used
 once. A recipe that does not pass the gate is reported with its failures. The encoders of base size have random weights, because
-no others are available here, so they have no task.
+no others are available here, so they have no task; neither has Moonshine.
+
+--resume keeps what the file of results already holds, measured with the versions it names, and measures only what it lacks.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -41,7 +44,8 @@ from confit_export.calibration import Feed
 from confit_export.cost import count_cost
 from confit_export.export import Exported, export_run
 from confit_export.graph import assemble, to_onnx
-from confit_export.quantize import PRECISION, Quantizer, Scheme
+from confit_export.quantisation import Quantisation
+from confit_export.quantize import INT8_SCHEMES, PRECISION, Quantizer, Scheme
 from confit_export.rewrite import keep_states_int8
 from confit_export.sensitivity import embed, validation_windows
 from confit_export.targets import Target
@@ -51,6 +55,7 @@ from confit_runtime.session import open_session
 
 FAMILIES = ("Wav2Vec2", "Hubert", "WavLM", "Data2VecAudio", "AST")
 TASKS = ("letters", "drums", "words")
+OWN_TASKS = {"ge2e": ("speakers", 1.6), "yamnet": ("instruments", 0.96)}  # what they are for, and their window
 CALIBRATION_WINDOWS = 48
 TURNS = 25
 
@@ -65,7 +70,7 @@ class Option:
 
     @property
     def name(self) -> str:
-        where = f", {self.target}" if self.scheme in ("static", "dynamic") else ""
+        where = f", {self.target}" if self.scheme in INT8_SCHEMES else ""
         return f"{self.scheme}{where}{'' if self.convolutions else ', convolutions in fp32'}"
 
 
@@ -172,24 +177,46 @@ def time_all(model: torch.nn.Module, encoder: Encoder, graphs: dict[str, onnx.Mo
     return medians({"torch": eager, **{name: runner(graph) for name, graph in graphs.items()}}, turns)
 
 
-def task_row(task: str, encoder: str, epochs: int, window: float, seed: int, cache: Path) -> dict[str, Any]:
-    """Do what a user does: train on a real task, export with the gate, and measure test once in both precisions."""
-    manifest = tasks.build(tasks.TASKS[task], cache, seed)
-    with TemporaryDirectory() as folder:
-        recipe = Recipe(
-            encoder=encoder, epochs=epochs, window=window, seed=seed, probe_views=1, frozen_baseline=False, device="cpu"
-        )
-        train(manifest, Path(folder) / "run", recipe)
-        run = read_run(Path(folder) / "run")
-        messages: list[str] = []
-        exported = export_run(run, run_corpus(run), Path(folder) / "model.onnx", force=True, say=messages.append)
-        return {"task": task, "encoder": encoder_label(encoder), "seed": seed, "epochs": epochs, **_of_model(exported)}
+@dataclass(frozen=True)
+class Training:
+    """An encoder to train on a real task, and the schemes to export it with."""
+
+    task: str
+    encoder: str
+    epochs: int
+    window: float
+    schemes: tuple[Scheme, ...] = ("static",)
+
+    def rows(self, seed: int, cache: Path) -> list[dict[str, Any]]:
+        """Do what a user does: train, export with the gate, and measure test once in both precisions."""
+        manifest = tasks.build(tasks.TASKS[self.task], cache, seed)
+        about = {"task": self.task, "encoder": encoder_label(self.encoder), "seed": seed, "epochs": self.epochs}
+        with TemporaryDirectory() as folder:
+            recipe = Recipe(
+                encoder=self.encoder,
+                epochs=self.epochs,
+                window=self.window,
+                seed=seed,
+                probe_views=1,
+                frozen_baseline=False,
+                device="cpu",
+            )
+            train(manifest, Path(folder) / "run", recipe)
+            run = read_run(Path(folder) / "run")
+            corpus, out = run_corpus(run), Path(folder) / "model.onnx"
+            return [
+                about
+                | _of_model(
+                    export_run(run, corpus, out, quantisation=Quantisation(scheme), force=True, say=lambda line: None)
+                )
+                for scheme in self.schemes
+            ]
 
 
 def _of_model(exported: Exported) -> dict[str, Any]:
     parity = exported.contract.parity
     row = {
-        "recipe": f"{parity['scheme']}, {parity['target']}",
+        "recipe": Option(parity["scheme"], parity["target"]).name,
         "kept_fp32": parity["kept_fp32"],
         "gate": exported.contract.metrics["gate"],
         "mb_ratio": round(exported.bytes / exported.fp32_bytes, 4),
@@ -235,6 +262,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--base", nargs="*", default=FAMILIES, choices=FAMILIES, help="with random weights")
+    parser.add_argument("--resume", action="store_true", help="measure only what --out lacks")
     parser.add_argument("--out", type=Path, default=RESULTS / "export.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -252,27 +280,41 @@ def main() -> None:
         "tasks": [],
     }
 
+    if args.resume:
+        result = json.loads(args.out.read_text(encoding="utf-8")) | {"command": result["command"]}
+    measured = {row["encoder"] for row in result["rows"]}
+    trained = {(row["task"], row["encoder"]) for row in result["tasks"]}
+
     def keep(kind: str, rows: list[dict[str, Any]]) -> None:
         result[kind] += rows
         result["rows"] = [{**row, **accuracies(row, result["tasks"])} for row in result["rows"]]
         write_json(args.out, result)
 
-    keep("rows", recipe_rows("speech-embedding", pretrained("speech-embedding", 1.28), corpus, rates, "one hop, 80 ms"))
+    if "speech-embedding" not in measured:
+        encoder = pretrained("speech-embedding", 1.28)
+        keep("rows", recipe_rows("speech-embedding", encoder, corpus, rates, "one hop, 80 ms"))
     of_windows = ((args.whisper, 2.0), (args.moonshine, 2.0), ("ge2e", 1.6), (args.yamnet and "yamnet", 0.96))
-    for encoder, window in of_windows:
-        if encoder:
-            name, note = encoder_label(str(encoder)), f"window {window:g} s"
-            keep("rows", recipe_rows(name, pretrained(str(encoder), window), corpus, rates, note))
+    for source, window in of_windows:
+        name, note = encoder_label(str(source)), f"window {window:g} s"
+        if source and name not in measured:
+            keep("rows", recipe_rows(name, pretrained(str(source), window), corpus, rates, note))
     for family in args.base:
-        with TemporaryDirectory() as folder:
-            encoder = pretrained(str(base_of_random_weights(family, Path(folder))), 1.0)
-            name = f"{family.lower()}-base"
-            keep("rows", recipe_rows(name, encoder, corpus, rates, "random weights, window 1 s"))
-    for task in args.tasks:
-        keep("tasks", [task_row(task, "speech-embedding", args.epochs, 1.28, args.seed, args.cache)])
+        name = f"{family.lower()}-base"
+        if name not in measured:
+            with TemporaryDirectory() as folder:
+                encoder = pretrained(str(base_of_random_weights(family, Path(folder))), 1.0)
+                keep("rows", recipe_rows(name, encoder, corpus, rates, "random weights, window 1 s"))
+    trainings = [Training(task, "speech-embedding", args.epochs, 1.28) for task in args.tasks]
     if args.whisper and args.tasks and args.whisper_epochs:
-        row = task_row(args.tasks[0], str(args.whisper), args.whisper_epochs, 2.0, args.seed, args.cache)
-        keep("tasks", [row])
+        trainings.append(Training(args.tasks[0], str(args.whisper), args.whisper_epochs, 2.0))
+    trainings += [
+        Training(task, name, tasks.TASKS[task].epochs, window, ("static", "weight-only", "fp16"))
+        for name, (task, window) in OWN_TASKS.items()
+        if args.tasks and (args.yamnet or name != "yamnet")
+    ]
+    for training in trainings:
+        if (training.task, encoder_label(training.encoder)) not in trained:
+            keep("tasks", training.rows(args.seed, args.cache))
 
 
 if __name__ == "__main__":
