@@ -31,6 +31,7 @@ def warn_about_prints(
         _warn_about_several_sounds(taken)
     if negative:
         return
+    _warn_about_guessed_threshold(model, name)
     if kind == "sound":
         _warn_about_generic_sounds(model, taken)
         _warn_about_known_label(model, name, taken)
@@ -39,6 +40,18 @@ def warn_about_prints(
     if kind == "speaker":
         _warn_about_non_voices(model, taken)
         _warn_about_outliers(name, taken, model, gallery)
+
+
+def _warn_about_guessed_threshold(model: Model, name: str) -> None:
+    """Warn if `export` had too few classes or clips to measure how many strangers reach the threshold of names."""
+    measured = model.contract.calibration.get("enroll", {})
+    if {"trials", "classes"} <= measured.keys() and "false_accept_rate" not in measured:
+        trials = format_count(measured["trials"], "trial")
+        say(
+            f"warning: how many strangers pass for {name} is unknown: {model.name} was calibrated with {trials} of"
+            f" {format_count(measured['classes'], 'class', 'classes')}, too few to tell, so its threshold is a guess; ask"
+            f" `confit-edge identify` about sounds that are not {name}, or train with more classes"
+        )
 
 
 def _warn_about_known_label(model: Model, name: str, taken: list[tuple[str, ClipPrints]]) -> None:

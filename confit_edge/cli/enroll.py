@@ -177,6 +177,7 @@ def enroll(
             left_out=left_out,
             voiced_s=round(seconds, 3),
             negative=negative,
+            false_accept_rate=loaded.contract.calibration.get("enroll", {}).get("false_accept_rate"),
         )
     else:
         print_line(f"{name}: {prints_text(len(prints), negative)} from {seconds:.1f} s of sound")

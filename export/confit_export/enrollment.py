@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from confit_edge.data.augment import change_speed
 from confit_edge.data.corpus import Corpus
 from confit_edge.runs import Run
 from confit_runtime.arrays import Floats, Targets
@@ -29,6 +30,9 @@ FALSE_ACCEPT_RATE = 0.01
 # fewer do not show what one stranger in a hundred reaches: classes differ, and each gives many trials that are alike
 MIN_TRIALS, MIN_CLASSES = 300, 10
 ENROLLMENT_CLIPS = 3
+# (speed, backwards) of the altered clips that stand for sounds which training never heard
+ALTERATIONS = ((0.6, False), (1.0, True), (0.6, True))
+ALTERED_CLIPS = 6  # per class at most
 STREAM_FALSE_ACCEPTS_PER_HOUR = 5.0  # that a name not yet calibrated makes in background, on average over names
 STREAM_S = 900.0  # of background that is streamed at most, in equal parts of its recordings
 MIN_NAME_HOURS = 1.0  # of background times prints: with less, such a rate cannot be measured
@@ -72,10 +76,12 @@ def enrollment_prior(
     seed: int,
     *,
     unknown_column: int | None = None,
+    embed_altered: Callable[[int], Floats] | None = None,
 ) -> dict[str, float]:
     """Measure on validation clips the similarity that only one stranger in a hundred reaches, and how alike prints are.
 
-    With few trials or classes the level is higher (`_prior`).
+    With few trials or classes the level is higher (`_prior`). If `embed_altered` is given, which embeds the `altered` sounds
+    of a row of `val` as `[alterations, dim]`, it is then at least the level that one altered stranger in a hundred reaches.
 
     Each validation class in turn is enrolled from three clips, and clips without it try to pass for it. Meanwhile both the
     enrolled class and the classes of the clip are taken out of the cohort, as if training had never known them.
@@ -101,7 +107,51 @@ def enrollment_prior(
             excluded[enrolled] = True
             other_cohort = cohort[~cohort_targets[:, excluded].any(axis=1)]
             impostor_scores.append(_impostor_score(prints, other_cohort, val[row]))
-    return _prior(impostor_scores, likenesses, names)
+    prior = _prior(impostor_scores, likenesses, names)
+    if embed_altered is None or "false_accept_rate" in prior:
+        return prior
+    known = np.delete(val_targets, [] if unknown_column is None else [unknown_column], axis=1)
+    scores, likenesses = _altered_trials(known, cohort, embed_altered, rng)
+    if not likenesses:
+        return prior
+    threshold = max(prior["threshold"], float(np.quantile(scores, 1 - FALSE_ACCEPT_RATE)))
+    genuine = max(threshold, float(np.mean(likenesses)))  # so that no name, however alike its prints, needs more than 1
+    return {**prior, "threshold": round(threshold, 4), "genuine": round(genuine, 4)}
+
+
+def altered(pcm: Pcm) -> list[Pcm]:
+    """A sound `[samples]` changed by each of `ALTERATIONS`: slowed down (and so lowered), backwards, and both."""
+    return [change_speed(pcm, speed)[:: -1 if backwards else 1].copy() for speed, backwards in ALTERATIONS]
+
+
+def _altered_trials(
+    targets: Targets, cohort: Floats, embed_altered: Callable[[int], Floats], rng: np.random.Generator
+) -> tuple[list[float], list[float]]:
+    """The scores of strangers, and how alike prints are, among altered clips: sounds that training never heard.
+
+    Training moves its own classes apart, but few classes teach it little about other sounds, and a device enrolls those. In
+    turn the clips of each class of `targets [clips, classes]`, altered in one way, are enrolled next to the whole cohort.
+    Strangers are altered clips without that class, and those with it at another speed. (Backwards alone makes no stranger:
+    a hum is the same either way.)
+    """
+    rows_by_class = {
+        int(label): [int(row) for row in rng.permutation(np.flatnonzero(targets[:, label]))[:ALTERED_CLIPS]]
+        for label in np.flatnonzero(targets.any(axis=0))
+    }
+    embeddings = {row: embed_altered(row) for row in sorted({row for rows in rows_by_class.values() for row in rows})}
+    scores: list[float] = []
+    likenesses: list[float] = []
+    for label, rows in rows_by_class.items():
+        for way, (speed, _) in enumerate(ALTERATIONS):
+            prints = np.stack([embeddings[row][way] for row in rows[:ENROLLMENT_CLIPS]])
+            likenesses += [mutual_similarity(prints)] if len(prints) > 1 else []
+            scores += [
+                _impostor_score(prints, cohort, stranger)
+                for row, strangers in embeddings.items()
+                for stranger, (other_speed, _) in zip(strangers, ALTERATIONS, strict=True)
+                if other_speed != speed or not targets[row, label]
+            ]
+    return scores, likenesses
 
 
 def stream_threshold(model: Model, prints: Floats, recordings: Sequence[Pcm]) -> float | None:
@@ -159,9 +209,10 @@ def _impostor_score(prints: Floats, cohort: Floats, stranger: Floats) -> float:
 def _prior(impostor_scores: list[float], likenesses: list[float], names: int) -> dict[str, float]:
     """The prior from the scores of strangers, and how alike the prints of each of the `names` enrolled are.
 
-    Too few trials or names leave `false_accept_rate` out. Of few classes, strangers happen to score low: in simulations,
-    6 to 20 % of strangers passed the quantile of 2 or 3 classes. So the threshold then lies halfway from it to the
-    similarity of a name's own prints, which no more than 1 % passed, and hardly any owner failed.
+    Too few trials or names leave `false_accept_rate` out: the threshold is then a guess. Of few classes, strangers happen to
+    score low: in simulations, 6 to 20 % of strangers passed the quantile of 2 or 3 classes. So the threshold then lies
+    halfway from it to the similarity of a name's own prints. That does for embeddings that training did not move; where it
+    moved the classes apart, see `_altered_trials`.
     """
     enough = len(impostor_scores) >= MIN_TRIALS and names >= MIN_CLASSES
     threshold = float(np.quantile(impostor_scores, 1 - FALSE_ACCEPT_RATE)) if impostor_scores else DEFAULT_THRESHOLD

@@ -13,7 +13,15 @@ import onnx
 from confit_edge.data.corpus import Corpus
 from confit_edge.runs import Run
 from confit_export import thresholds
-from confit_export.enrollment import MIN_CLASSES, MIN_TRIALS, enrollment_prior, gallery_cohort, stream_threshold
+from confit_export.enrollment import (
+    FALSE_ACCEPT_RATE,
+    MIN_CLASSES,
+    MIN_TRIALS,
+    altered,
+    enrollment_prior,
+    gallery_cohort,
+    stream_threshold,
+)
 from confit_export.measure import isolated_positives
 from confit_export.model_file import load_provisional, replace_embeddings
 from confit_export.rooms import embed_rooms
@@ -65,13 +73,24 @@ def finish(
         )
     val = np.stack([embedder.embed(clip, contract.sample_rate) for clip in corpus.val.pcm])
     cohort_and_targets = gallery_cohort(kind, cohort, corpus.training_clips().targets[rows], quiet)
-    prior = enrollment_prior(val, corpus.val.targets, *cohort_and_targets, seed, unknown_column=corpus.unknown_column)
+
+    def embed_altered(row: int) -> np.ndarray:
+        return np.stack([embedder.embed(sound, contract.sample_rate) for sound in altered(corpus.val.pcm[row])])
+
+    prior = enrollment_prior(
+        val,
+        corpus.val.targets,
+        *cohort_and_targets,
+        seed,
+        unknown_column=corpus.unknown_column,
+        embed_altered=embed_altered if kind == "sound" else None,
+    )
     if "false_accept_rate" not in prior:
         say(
             f"enrolled names: {format_count(int(prior['trials']), 'trial')} with validation clips of"
             f" {format_count(int(prior['classes']), 'class', 'classes')} do not show how many strangers pass for a name"
-            f" (that takes {MIN_TRIALS} trials with {MIN_CLASSES} classes), so names need a cautious similarity of"
-            f" {prior['threshold']:.2f}"
+            f" (that takes {MIN_TRIALS} trials with {MIN_CLASSES} classes), so the similarity that names need,"
+            f" {prior['threshold']:.2f}, is a guess: more strangers may pass than {100 * FALSE_ACCEPT_RATE:g} %"
         )
     in_streams = None
     if kind == "sound":

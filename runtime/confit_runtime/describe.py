@@ -189,7 +189,7 @@ def _enrollment_threshold(enroll: Mapping[str, Any]) -> str:
     if "false_accept_rate" in enroll:
         trials = f"passed by {100 * enroll['false_accept_rate']:g} % of strangers in {trials}"
     else:
-        trials += " are too few to say how many strangers pass"
+        trials = f"a guess, because {trials} are too few to say how many strangers pass"
     return f"{enroll['threshold']:.2f}: {trials}"
 
 

@@ -64,11 +64,11 @@ class Match:
 class Levels:
     """The similarity levels at which a match counts, from a model's calibration.
 
-    `threshold` is the similarity that one stranger in a hundred reaches, or a higher one where too few trials were made to
-    tell. `genuine` is how similar the prints of one name were in that measurement (each against the others); None if
-    `threshold` was given by hand. A stream asks many times a second, so each of its rows needs `stream_threshold` as well;
-    None: it needs no more than a clip. `per_name` holds thresholds given by hand for single names. `by_hand` says whether
-    `threshold` was given by hand, for all names: then levels that `calibrate` stored in the gallery do not count.
+    `threshold` is the similarity that one stranger in a hundred reaches, or a guess, meant to be higher, where too few trials
+    were made to tell. `genuine` is how similar the prints of one name were in that measurement (each against the others);
+    None if `threshold` was given by hand. A stream asks many times a second, so each of its rows needs `stream_threshold`
+    as well; None: it needs no more than a clip. `per_name` holds thresholds given by hand for single names. `by_hand` says
+    whether `threshold` was given by hand, for all names: then levels that `calibrate` stored in the gallery do not count.
     """
 
     threshold: float = DEFAULT_THRESHOLD
@@ -207,13 +207,15 @@ class Matcher:
     def vetoes(self, label: str, embedding: npt.ArrayLike) -> bool:
         """Whether an embedding `[dim]` of a sound detected as `label` matches the negative prints of that label.
 
-        It does if it is as near to them as a match must be, and as its score would be if the cohort, which holds true
-        sounds of each label, were the label's own prints. Raises UsageError for what `match` refuses.
+        It does if it is as near to them as its score would be if the cohort, which holds true sounds of each label, were
+        the label's own prints. It must also be similar at all: as near as a match must be, but `DEFAULT_THRESHOLD` is
+        enough, because a model of few classes may ask almost the same sound of a match. Raises UsageError for what `match`
+        refuses.
         """
         query, label = self._query(embedding), normalise(label)
         if label not in self.names:
             return False
-        score = max(self.levels.threshold, print_score(self._cohort, query))
+        score = max(min(self.levels.threshold, DEFAULT_THRESHOLD), print_score(self._cohort, query))
         return negatives_win(self._negatives(self.names.index(label)), query, score)
 
     def _query(self, embedding: npt.ArrayLike) -> Floats:

@@ -263,6 +263,22 @@ def test_enrolling_what_the_model_knows_is_reported(home: Path) -> None:
         assert "warning: 'low' is also a label of tiny" in err
 
 
+def test_enrolling_with_a_guessed_threshold_is_reported(home: Path) -> None:
+    enroll: dict[str, object] = {"kind": "sound", "threshold": 0.7, "genuine": 0.9, "trials": 12, "classes": 2}
+    tiny_model.build(home / "few.onnx", name="few", embedding_id="few", calibration={"enroll": enroll})
+    done = run(home, "enroll", "few.onnx", "buzz", "buzz.wav", "--gallery", "few.db", "--json")
+    assert "few was calibrated with 12 trials of 2 classes, too few to tell, so its threshold is a guess" in done.stderr
+    assert lines(done)[0]["false_accept_rate"] is None
+    assert (
+        "warning" not in run(home, "enroll", "few.onnx", "buzz", "buzz.wav", "--negative", "--gallery", "few.db").stderr
+    )
+    measured = {"enroll": {**enroll, "trials": 400, "classes": 12, "false_accept_rate": 0.01}}
+    tiny_model.build(home / "many.onnx", name="many", embedding_id="many", calibration=measured)
+    done = run(home, "enroll", "many.onnx", "buzz", "buzz.wav", "--gallery", "many.db", "--json")
+    assert "warning" not in done.stderr
+    assert lines(done)[0]["false_accept_rate"] == 0.01
+
+
 @pytest.mark.parametrize("clip", ["silent.wav", "short.wav", "text.wav", "damaged.flac", "nothing.wav"])
 def test_enrolling_a_bad_clip_writes_nothing(home: Path, clip: str) -> None:
     done = run(home, "enroll", "tiny.onnx", "eve", "buzz.wav", clip, "--gallery", "new.db")

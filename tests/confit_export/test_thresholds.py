@@ -14,15 +14,25 @@ import pytest
 
 from confit_edge import runs
 from confit_edge.data.corpus import Corpus
+from confit_edge.demo import DATA
 from confit_edge.encoders import pretrained
 from confit_edge.pairtune.session import train
 from confit_edge.recipe import Recipe
 from confit_edge.runs import Run
 from confit_export import finish, thresholds
-from confit_export.enrollment import cohort_rows, enrollment_prior, gallery_cohort, kind_of_run, stream_threshold
+from confit_export.enrollment import (
+    ALTERATIONS,
+    altered,
+    cohort_rows,
+    enrollment_prior,
+    gallery_cohort,
+    kind_of_run,
+    stream_threshold,
+)
 from confit_export.export import Exported, export_run
 from confit_export.thresholds import Setting, choose, strictest, validation_stream
 from confit_runtime import load
+from confit_runtime.audio import load_clip
 from confit_runtime.detect import Detector, Hit
 from confit_runtime.enrollment import Kind
 from confit_runtime.matcher import Levels, Matcher, mutual_similarity
@@ -311,6 +321,80 @@ def test_few_classes_let_few_strangers_pass_and_no_owner_fail(classes: int) -> N
             owners += [matcher.match(clip).name == "a" for clip in takes(middles[name : name + 1], 4)]
     assert np.mean(accepted) < 0.015
     assert np.mean(owners) > 0.98
+
+
+def test_a_clip_is_altered_by_its_speed_its_direction_and_both() -> None:
+    clip = np.concatenate([tiny_model.tone(400.0, 0.3), np.zeros(4800, np.float32)])
+    slow, backwards, both = altered(clip)
+    np.testing.assert_array_equal(backwards, clip[::-1])
+    np.testing.assert_array_equal(both, slow[::-1])
+    assert len(slow) == pytest.approx(len(clip) / 0.6, abs=1)
+    assert np.abs(np.fft.rfft(slow)).argmax() * 16_000 / len(slow) == pytest.approx(240, abs=2)  # lowered as well
+
+
+def test_with_few_classes_the_level_is_what_one_altered_stranger_in_a_hundred_reaches() -> None:
+    (val, val_labels), (cohort, cohort_labels) = clouds(0.3, 0, classes=2), clouds(0.3, 1, classes=2)
+    targets = np.pad(one_hot(val_labels), ((0, 2), (0, 1)))
+    targets[-2:, 2] = 1  # the unknown class, which is not altered
+    val, cohort_targets = np.concatenate([val, -val[:2]]), np.pad(one_hot(cohort_labels), ((0, 0), (0, 1)))
+    rng = np.random.default_rng(3)
+    of_row = unit(rng.standard_normal((3, 16)) + 0.6 * rng.standard_normal((6, 3, 16)))
+    asked: list[int] = []
+
+    def embed_altered(row: int) -> Floats:
+        asked.append(row)
+        return of_row[row]
+
+    found = enrollment_prior(val, targets, cohort, cohort_targets, 0, unknown_column=2, embed_altered=embed_altered)
+    assert asked == list(range(6))
+    reached, alike = [], []
+    for label in (0, 1):
+        for way, (speed, _) in enumerate(ALTERATIONS):
+            prints = of_row[val_labels == label, way]
+            alike.append(mutual_similarity(prints))
+            matcher = Matcher(["a"], [0] * 3, prints, cohort, levels=Levels(-1.0, 0.0))
+            for row in range(6):
+                for other, (other_speed, _) in enumerate(ALTERATIONS):
+                    if val_labels[row] != label or other_speed != speed:
+                        match = matcher.match(of_row[row, other])
+                        reached.append(match.score if match.name else 0.0)
+    assert found["threshold"] == pytest.approx(np.quantile(reached, 0.99), abs=1e-4)
+    assert found["genuine"] == pytest.approx(max(found["threshold"], np.mean(alike)), abs=1e-4)
+    assert "false_accept_rate" not in found
+    plain = enrollment_prior(val, targets, cohort, cohort_targets, 0, unknown_column=2)
+    assert found["threshold"] > plain["threshold"] + 0.05
+    asked.clear()
+    one_class = targets * np.array([1, 0, 0], np.int8)
+    alone = enrollment_prior(val, one_class, cohort, cohort_targets, 0, unknown_column=2, embed_altered=embed_altered)
+    assert asked == [0, 1, 2]
+    assert alone["genuine"] == pytest.approx(max(alone["threshold"], np.mean(alike[:3])), abs=1e-4)
+
+
+def test_no_altered_clip_is_asked_for_where_classes_and_trials_are_enough() -> None:
+    (val, labels), (cohort, cohort_labels) = clouds(0.5, 0, classes=12), clouds(0.5, 1, clips=4, classes=12)
+    enrollment_prior(
+        val, one_hot(labels), cohort, one_hot(cohort_labels), 0, embed_altered=lambda row: pytest.fail("asked")
+    )
+
+
+def test_an_exported_model_of_few_words_refuses_most_words_it_never_heard(exports: dict[str, Exported]) -> None:
+    model = load(exports["fp32"].path)
+    words = [word for word in ("marvin", "sheila", "bird", "wow", "house", "happy") if word not in model.labels]
+    voices = ("am_santa", "bm_george", "zf_xiaoyi", "af_heart", "bf_emma", "am_michael")
+    heard = {
+        word: np.stack(
+            [model.embed(load_clip(DATA / "words" / word / f"{voice}.ogg", 16_000), 16_000) for voice in voices]
+        )
+        for word in words
+    }
+    levels = Levels.of(model.contract, None, None)
+    named, own = [], []
+    for word, rows in heard.items():
+        matcher = Matcher([word], [0] * 3, rows[:3], model.cohort, levels=levels)
+        own += [matcher.match(row).name is not None for row in rows[3:]]
+        named += [matcher.match(row).name is not None for other in words if other != word for row in heard[other]]
+    assert np.mean(named) < 0.05
+    assert np.mean(own) > 0.3
 
 
 def test_who_shares_a_label_is_no_stranger_and_a_clip_without_one_is_never_enrolled() -> None:

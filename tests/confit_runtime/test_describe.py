@@ -39,7 +39,7 @@ def test_the_threshold_of_enrolled_names_is_described_with_its_trials() -> None:
     measured = described(threshold=0.7121, trials=1656, classes=24, false_accept_rate=0.01)
     assert measured == "0.71: passed by 1 % of strangers in 1656 trials with 24 classes"
     few = described(threshold=0.8975, trials=36, classes=3)
-    assert few == "0.90: 36 trials with 3 classes are too few to say how many strangers pass"
+    assert few == "0.90: a guess, because 36 trials with 3 classes are too few to say how many strangers pass"
 
 
 def test_misses_are_described_with_their_thresholds() -> None:

@@ -67,6 +67,9 @@ def test_a_true_sound_of_the_cohort_is_not_vetoed() -> None:
     assert unlike.vetoes("yes", query)  # as near to the negative print as a match must be
     assert not like.vetoes("yes", query)
     assert like.vetoes("yes", up)
+    strict = Matcher(["yes"], [], nothing, nothing, levels=Levels(0.97), vetoed=[0], vetoes=up[None])
+    assert strict.vetoes("yes", query)  # though a match must be nearer
+    assert not strict.vetoes("yes", l2_normalise(east + 0.7 * up))
 
 
 def test_one_negative_print_of_several_is_enough() -> None:
