@@ -114,6 +114,7 @@ def enroll(
     from confit_runtime import load
     from confit_runtime.enrollment import ExistingPrints, model_kind, select_new_prints, to_flac
     from confit_runtime.gallery import Gallery
+    from confit_runtime.matcher import SAME_SOUND
     from confit_runtime.names import check_new_name
     from confit_runtime.prints import PrintCounts, to_blobs
     from confit_runtime.sources import find_clips
@@ -185,7 +186,13 @@ def enroll(
         kept = "; their audio is not kept" if keep_audio else ""
         say(f"{prints_text(left_out, negative)} left out: already enrolled as {name}, or given twice{kept}")
     say(f"{gallery} holds {prints_text(total, negative)} of {name}")
-    if needed is not None and settled == "sound":
+    if needed is not None and settled == "sound" and needed >= SAME_SOUND:
+        say(
+            f"warning: in a stream, {name} needs a similarity of more than {SAME_SOUND:g}, which hardly any sound but the"
+            f" enrolled clips reaches: {loaded.name} can hardly tell it from other sounds; train a model with"
+            f" more classes or epochs, or with {name} as a class"
+        )
+    elif needed is not None and settled == "sound":
         say(
             f"in a stream, {name} needs a similarity of {needed:.2f}; if it is missed, enroll clips of more voices or takes, or"
             f" lower that with `listen --threshold {quote(name)}=VALUE`; with either it also fires falsely more often"

@@ -279,6 +279,18 @@ def test_enrolling_with_a_guessed_threshold_is_reported(home: Path) -> None:
     assert lines(done)[0]["false_accept_rate"] == 0.01
 
 
+def test_a_name_that_a_stream_can_hardly_ever_find_is_reported_instead_of_its_similarity(home: Path) -> None:
+    enroll = {"kind": "sound", "threshold": 0.7, "stream_threshold": 0.9996}
+    tiny_model.build(home / "deaf.onnx", name="deaf", embedding_id="deaf", calibration={"enroll": enroll})
+    err = " ".join(run(home, "enroll", "deaf.onnx", "buzz", "buzz.wav", "--gallery", "deaf.db").stderr.split())
+    assert "warning: in a stream, buzz needs a similarity of more than 0.99, which hardly any sound but the" in err
+    assert (
+        "deaf can hardly tell it from other sounds; train a model with more classes or epochs, or with buzz as a class"
+        in err
+    )
+    assert "1.00" not in err
+
+
 @pytest.mark.parametrize("clip", ["silent.wav", "short.wav", "text.wav", "damaged.flac", "nothing.wav"])
 def test_enrolling_a_bad_clip_writes_nothing(home: Path, clip: str) -> None:
     done = run(home, "enroll", "tiny.onnx", "eve", "buzz.wav", clip, "--gallery", "new.db")
