@@ -139,6 +139,13 @@ def test_hiss_and_a_dc_offset_do_not_join_what_pauses() -> None:
     assert active_segments(sound + np.float32(0.3), 16_000) == segments
 
 
+def test_a_click_does_not_hide_a_softer_sound() -> None:
+    sound = np.concatenate([silence(1.0), tone(440, 0.5, level=0.02), silence(2.0)])
+    (segment,) = active_segments(sound, 16_000)
+    sound[40_000:40_160] = 1.0
+    assert segment in active_segments(sound, 16_000)
+
+
 def test_frames_far_below_the_loudest_are_not_active() -> None:
     loud, soft, softer = (tone(440, 0.5, level=0.5 * 10 ** (-below / 20)) for below in (0, 35, 45))
     assert active_seconds(np.concatenate([loud, soft]), 16_000) == pytest.approx(1.0, abs=0.04)
