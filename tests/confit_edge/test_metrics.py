@@ -232,6 +232,12 @@ def test_an_interval_of_few_groups_is_that_of_students_t(units: int) -> None:
     assert found == pytest.approx(clustered_share_interval(0.6, 0.05**2, sizes, worth=20.0 * units), abs=1e-4)
 
 
+def test_a_draw_without_a_clip_of_a_class_says_nothing_of_it() -> None:
+    scores, targets = np.eye(4, dtype=np.float32)[:, :2], np.eye(4, dtype=np.int8)[:, :2]
+    weights = np.array([[1.0, 1, 1, 1], [2, 0, 1, 1]])
+    np.testing.assert_array_equal(average_precisions(scores, targets, weights), [[1.0, 1.0], [1.0, np.nan]])
+
+
 def test_an_interval_leans_to_the_side_of_its_draws() -> None:
     """It is that of percentiles, which reach further to the side where draws spread more."""
     drawn = np.random.default_rng(0).exponential(0.1, 5000)
