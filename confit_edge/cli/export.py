@@ -10,6 +10,7 @@ import typer
 
 from confit_edge.cli._console import Json, emit, say
 from confit_edge.cli._run_options import Background, Others
+from confit_runtime.contract import NO_LICENSE
 
 if TYPE_CHECKING:
     from confit_runtime.contract import Contract
@@ -101,8 +102,14 @@ def export(
     background: Background = None,
     others: Others = None,
     license: Annotated[
-        str, typer.Option(help="Licence to record in the model's contract.", rich_help_panel=_CONTRACT)
-    ] = "unspecified",
+        str,
+        typer.Option(
+            metavar="SPDX",
+            help="Licence of the model, such as CC0-1.0, for its contract and card. The card also names the encoder that it is"
+            " derived from, whose licence holds as well.",
+            rich_help_panel=_CONTRACT,
+        ),
+    ] = NO_LICENSE,
     json_lines: Json = False,
 ) -> None:
     """Turn a run into one ONNX model file for a device.

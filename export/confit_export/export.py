@@ -26,7 +26,7 @@ from confit_export.model_file import load_provisional, model_bytes
 from confit_export.quantisation import Quantisation, check_no_quantize
 from confit_export.quantize import Scheme
 from confit_export.search import Say
-from confit_runtime.contract import Contract, read_sealed
+from confit_runtime.contract import NO_LICENSE, Contract, read_sealed
 from confit_runtime.describe import clip_noun, format_accuracy, format_map
 from confit_runtime.device_file import check_no_device_file
 from confit_runtime.enrollment import Kind
@@ -67,7 +67,7 @@ def export_run(
     fuse: bool = False,
     force: bool = False,
     kind: Kind | None = None,
-    license: str = "unspecified",
+    license: str = NO_LICENSE,
     say: Say,
 ) -> Exported:
     """Write `out`, one ONNX file with its contract.

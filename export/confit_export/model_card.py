@@ -13,7 +13,7 @@ from confit_edge.files import write_text
 from confit_edge.probes.tables import escaped, escaped_sentence
 from confit_export.export import Exported
 from confit_runtime.bench import Latency, call_latency, fresh_process
-from confit_runtime.contract import Contract
+from confit_runtime.contract import NO_LICENSE, Contract
 from confit_runtime.data_warnings import has_enough_clips
 from confit_runtime.describe import better_than_int8, facts
 from confit_runtime.enrollment import model_kind
@@ -187,7 +187,8 @@ def front_matter(contract: Contract) -> str:
     head: dict[str, Any] = {
         "library_name": LIBRARY,
         "pipeline_tag": "audio-classification",
-        "license": contract.license,
+        # the hub's names are SPDX identifiers in lower case
+        **({} if contract.license == NO_LICENSE else {"license": contract.license.lower()}),
         "tags": ["onnx", "audio-classification", contract.precision.replace(" ", "-")],
         "metrics": list(metrics),
     }

@@ -179,6 +179,7 @@ class Contract:
 
 
 MAX_WINDOW_S = 120  # longest window
+NO_LICENSE = "unspecified"  # what `license` is if nobody gave one
 MAX_THRESHOLD = 100  # furthest from 0 that a threshold may be; scores lie in 0..1
 MAX_STATE_AXES, MAX_STATE_SIZE = 8, 10_000_000  # limits of the carried state: axes, and numbers in all of it
 # no model that listens exceeds these; larger values would fill the memory

@@ -11,6 +11,11 @@ from confit_runtime.data_warnings import data_warnings
 from confit_runtime.errors import ModelError
 from confit_runtime.formatting import format_count, format_interval, format_list, format_percent
 
+ORIGINS = {
+    "speech-embedding": "speech_embedding, copyright Google LLC, Apache-2.0",
+    "ge2e": "the voice encoder of Resemblyzer, copyright Resemble AI, Apache-2.0",
+}
+
 
 def facts(contract: Contract, size: int) -> list[tuple[str, str]]:
     """Names and values for a table; `size` is the file's size in bytes. Raises ModelError if a report is malformed."""
@@ -57,9 +62,14 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
     if enroll := _enrollment_threshold(contract.calibration.get("enroll", {})):
         rows.append(("enrolled names start at", enroll))
     rows += [("warning", caution) for caution in data_warnings(contract.data)]
-    rows.append(("licence", contract.license))
+    rows += [("licence", contract.license), ("derived from", _origin(contract.encoder["name"]))]
     rows.append(("embedding id", contract.embedding_id))
     return rows
+
+
+def _origin(encoder: str) -> str:
+    """Whose weights an export of `encoder` contains, in a changed form, and whose licence therefore applies to it too."""
+    return ORIGINS.get(encoder, f"the encoder {encoder}; what its licence asks of copies holds for this file too")
 
 
 def _quantisation_rows(parity: dict[str, Any]) -> list[tuple[str, str]]:

@@ -170,14 +170,16 @@ def check_suffix(path: Path, suffix: str, what: str, option: str = "") -> None:
 
 
 def default_cache() -> Path:
-    """$CONFIT_EDGE_CACHE, or a folder in the user's home; a user id may have none.
+    """$CONFIT_EDGE_CACHE, or a folder in $XDG_CACHE_HOME or in the user's home; a user id may have none.
 
     Its contents are derived from voices, so it is created for its user only; an existing folder in $CONFIT_EDGE_CACHE
     keeps its mode. Raises UsageError if somebody else owns the fallback folder in the shared temporary folder.
     """
-    chosen, home = os.environ.get("CONFIT_EDGE_CACHE"), os.path.expanduser("~")
+    chosen, shared, home = *map(os.environ.get, ("CONFIT_EDGE_CACHE", "XDG_CACHE_HOME")), os.path.expanduser("~")
     if chosen:
         return _make_private(Path(chosen))
+    if shared and os.path.isabs(shared):  # the XDG specification has a relative one ignored
+        return _make_private(Path(shared, "confit-edge"), exist_ok=True)
     if home != "~":
         return _make_private(Path(home, ".cache", "confit-edge"), exist_ok=True)
     folder = _make_private(Path(tempfile.gettempdir(), f"confit-edge-{_user_id()}"), exist_ok=True)

@@ -26,7 +26,7 @@ def test_export_with_options_writes_a_card_and_inspect_shows_the_same(
     run_path: Path, tmp_path: Path, confit: Confit, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "words.onnx"
-    keep = ("--keep-fp32", "/stack/layers.4/", "--calibration", "percentile", "--license", "cc0-1.0")
+    keep = ("--keep-fp32", "/stack/layers.4/", "--calibration", "percentile", "--license", "CC0-1.0")
     code, _, err = confit("export", run_path, "-o", out, "--target", "avx2", "--fuse-activations", *keep)
     assert code == 0, err
     contract = load(out).contract
@@ -43,6 +43,9 @@ def test_export_with_options_writes_a_card_and_inspect_shows_the_same(
     assert (fields["license"], fields["pipeline_tag"]) == ("cc0-1.0", "audio-classification")
     assert "model-index" not in fields  # 15 clips of 3 voices are no result to publish
     assert "15 validation clips from 3 groups" in body
+    assert "| derived from | speech\\_embedding, copyright Google LLC, Apache-2.0 |" in body
+    unlicensed = front_matter(replace(contract, license="unspecified"))
+    assert "license" not in yaml.safe_load(unlicensed)  # the hub refuses a name that it does not list
     held = {**contract.data["own"], "test": {"clips": 300, "groups": 18}}
     many = replace(contract, data={**contract.data, "own": held})
     (result,) = yaml.safe_load(front_matter(many))["model-index"][0]["results"]

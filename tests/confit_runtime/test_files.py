@@ -153,6 +153,9 @@ def test_the_cache_is_in_the_configured_home_or_temporary_folder(
     assert default_cache() == tmp_path
     monkeypatch.delenv("CONFIT_EDGE_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "shared"))
+    assert default_cache() == tmp_path / "shared" / "confit-edge"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert default_cache() == tmp_path / "me" / ".cache" / "confit-edge"
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as of a user without a home
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
