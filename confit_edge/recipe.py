@@ -305,9 +305,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            if repeated := next((key for at, key in enumerate(keys) if key in keys[:at]), None):
-                raise UsageError(f"{path}: contains the key {repeated} twice; keep one of the two")
+            if isinstance(node, yaml.MappingNode):
+                keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+                for repeated in (key for at, key in enumerate(keys) if key in keys[:at]):
+                    raise UsageError(f"{path}: contains the key {repeated} twice; keep one of the two")
             return super().construct_mapping(node, deep)
 
     Loader.add_implicit_resolver(

@@ -55,15 +55,18 @@ def _count_withheld(negatives: Floats, mistaken: Floats, model: Model) -> tuple[
     """How many sounds of the cohort `negatives [n, dim]` would withhold, of those near `mistaken [m, dim]`, and of how many.
 
     The cohort holds true sounds of every label but does not say which they are: those of a label are among those near
-    what the model mistakes for it.
+    what the model mistakes for it: as near as a match must be or, where none is, as near as negative prints must be.
     """
-    threshold = Levels.of(model.contract, None, None).threshold
+    levels = Levels.of(model.contract, None, None)
     scores = _leave_one_out([*model.cohort, *model.quiet])[: len(model.cohort)]
-    near = [
-        (sound, max(threshold, score))
-        for sound, score in zip(model.cohort, scores, strict=True)
-        if negatives_win(mistaken, sound, threshold)
-    ]
+    for nearness in (levels.threshold, levels.veto_threshold):
+        near = [
+            (sound, max(levels.veto_threshold, score))
+            for sound, score in zip(model.cohort, scores, strict=True)
+            if negatives_win(mistaken, sound, nearness)
+        ]
+        if near:
+            break
     return sum(negatives_win(negatives, sound, score) for sound, score in near), len(near)
 
 

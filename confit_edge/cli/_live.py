@@ -32,7 +32,7 @@ FLOOR_DB = -60
 WIDTH = 30
 
 _REFRESH_S = 0.1
-_HOLD_S = 1.5  # how long the mark of the loudest moment stays, and a score
+HOLD_S = 1.5  # how long the mark of the loudest moment stays, and a score
 _SHOWN_LABELS = 4
 
 
@@ -40,7 +40,7 @@ class LiveView(Tap):
     """A few lines at the bottom of the terminal on stderr, redrawn ten times a second until stopped."""
 
     def __init__(self, streams: Sequence[Stream]) -> None:
-        self._readings = [_Reading(stream) for stream in streams]
+        self._readings = [Reading(stream) for stream in streams]
         self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
         self._last: deque[str] = deque(maxlen=3)
 
@@ -56,8 +56,6 @@ class LiveView(Tap):
         self._samples += len(pcm)
         self._note = ""
         self._peak = max(self._peak, float(np.abs(pcm).max(initial=0.0)))
-        for reading in self._readings:
-            reading.take(time.monotonic())
         self._show()
 
     def skip(self, samples: int) -> None:
@@ -86,7 +84,7 @@ class LiveView(Tap):
         now = time.monotonic()
         if now - self._shown < _REFRESH_S:
             return
-        if self._peak >= self._held or now - self._held_at > _HOLD_S:
+        if self._peak >= self._held or now - self._held_at > HOLD_S:
             self._held, self._held_at = self._peak, now
         self._live.update(Group(*self._lines()), refresh=True)
         self._peak, self._shown = 0.0, now
@@ -107,40 +105,43 @@ class LiveView(Tap):
             yield Text(escape_controls("heard: " + ", ".join(self._last)), overflow="ellipsis", no_wrap=True)
 
 
-class _Reading:
-    """The highest recent scores of a stream, and the best recent match of its gallery, each with what it needs to fire."""
+class Reading:
+    """The highest scores of a stream in the last `HOLD_S`, and the best match of its gallery, each with what it needs to fire."""
 
     def __init__(self, stream: Stream) -> None:
-        self._stream, contract = stream, stream.model.contract
+        contract = stream.model.contract
         fires = set(contract.can_fire)
         self._needs = [
             f"/{contract.thresholds[label]['on']:.2f}" if label in fires else "" for label in contract.labels
         ]
-        self._scores: Floats | None = None
+        self._name, self._labels = stream.model.name, contract.labels
+        self._scores = np.zeros(len(contract.labels), np.float32)
         self._scored_at = np.full(len(contract.labels), -math.inf)
         self._match: Match | None = None
         self._matched_at = -math.inf
+        stream.on_row = self.take
 
-    def take(self, now: float) -> None:
-        """Read the stream's newest row, at the time `now` in seconds."""
-        if (scores := self._stream.smoothed) is not None:
-            held = np.zeros(len(scores)) if self._scores is None else self._scores
-            newer = (scores >= held) | (now - self._scored_at > _HOLD_S)
-            self._scores, self._scored_at = np.where(newer, scores, held), np.where(newer, now, self._scored_at)
-        if (match := self._stream.match) is not None and (
-            self._match is None or _excess(match) >= _excess(self._match) or now - self._matched_at > _HOLD_S
+    def take(self, scores: Floats, match: Match | None) -> None:
+        """Take a row: its smoothed scores `[classes]`, and what it matches."""
+        now = time.monotonic()
+        newer = (scores >= self._scores) | (now - self._scored_at > HOLD_S)
+        self._scores, self._scored_at = np.where(newer, scores, self._scores), np.where(newer, now, self._scored_at)
+        if match is not None and (
+            self._match is None or _excess(match) >= _excess(self._match) or now - self._matched_at > HOLD_S
         ):
             self._match, self._matched_at = match, now
 
     def lines(self) -> Iterator[str]:
-        name, labels = self._stream.model.name, self._stream.model.labels
-        if self._scores is not None:
-            best = np.argsort(-self._scores)[:_SHOWN_LABELS]
-            scores = "  ".join(f"{labels[at]} {self._scores[at]:.2f}{self._needs[at]}" for at in best)
-            yield f"{name}: {scores}"
-        if (match := self._match) is not None and (nearest := match.nearest) is not None:
-            why = f" ({refusal_reason(match, nearest)})" if match.reason else ""
-            yield f"{name}: {nearest} {match.score:.2f}{why}"
+        now = time.monotonic()
+        recent = np.flatnonzero(now - self._scored_at <= HOLD_S)
+        if len(recent):
+            best = recent[np.argsort(-self._scores[recent])][:_SHOWN_LABELS]
+            scores = "  ".join(f"{self._labels[at]} {self._scores[at]:.2f}{self._needs[at]}" for at in best)
+            yield f"{self._name}: {scores}"
+        match = self._match if now - self._matched_at <= HOLD_S else None
+        if match is not None and match.nearest is not None:
+            why = f" ({refusal_reason(match, match.nearest)})" if match.reason else ""
+            yield f"{self._name}: {match.nearest} {match.score:.2f}{why}"
 
 
 def _excess(match: Match) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.weight_norm import WeightNorm
 
 from confit_edge.encoders.front_end import Spectrum
 from confit_runtime.errors import ConfitError
@@ -114,7 +115,13 @@ def _leaves(name: str, layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _overridden_method(layer: nn.Module) -> str | None:
-    """The method of a known torch class that this subclass or instance replaces, so that it may compute anything."""
+    """The method of a known torch class that this subclass or instance replaces, so that it may compute anything.
+
+    A hook replaces what `forward` returns or is given; that of `weight_norm` only computes the weights.
+    """
+    hooks = [*layer._forward_hooks.values(), *layer._forward_pre_hooks.values()]
+    if not all(isinstance(hook, WeightNorm) for hook in hooks):
+        return "forward hook"
     known = next((kind for kind in _KNOWN if isinstance(layer, kind)), None)
     for method in _METHODS:
         if hasattr(known, method) and getattr(getattr(layer, method), "__func__", None) is not getattr(known, method):

@@ -320,6 +320,7 @@ class NameDetector:
         scores = np.full((len(embeddings), len(self.labels)), -np.inf, np.float32)
         for row, embedding in zip(scores, embeddings, strict=True):
             if not np.isfinite(embedding).all():
+                self.newest = None
                 continue  # the model failed on this sound: count it as nobody and continue
             self.newest = match = self.matcher.match(embedding, in_stream=True)
             if match.name is not None:

@@ -78,6 +78,15 @@ class Levels:
     per_name: Mapping[str, float] = field(default_factory=dict)
     by_hand: bool = False
 
+    @property
+    def veto_threshold(self) -> float:
+        """The similarity that the negative prints of a label need at least.
+
+        It is that of a match, but `DEFAULT_THRESHOLD` is enough: a match may need almost the same sound, in a model of few
+        classes.
+        """
+        return min(self.threshold, DEFAULT_THRESHOLD)
+
     @classmethod
     def of(
         cls, contract: Contract, threshold: float | None, margin: float | None, own: Mapping[str, float] | None = None
@@ -208,14 +217,12 @@ class Matcher:
         """Whether an embedding `[dim]` of a sound detected as `label` matches the negative prints of that label.
 
         It does if it is as near to them as its score would be if the cohort, which holds true sounds of each label, were
-        the label's own prints. It must also be similar at all: as near as a match must be, but `DEFAULT_THRESHOLD` is
-        enough, because a model of few classes may ask almost the same sound of a match. Raises UsageError for what `match`
-        refuses.
+        the label's own prints, and at least `Levels.veto_threshold`. Raises UsageError for what `match` refuses.
         """
         query, label = self._query(embedding), normalise(label)
         if label not in self.names:
             return False
-        score = max(min(self.levels.threshold, DEFAULT_THRESHOLD), print_score(self._cohort, query))
+        score = max(self.levels.veto_threshold, print_score(self._cohort, query))
         return negatives_win(self._negatives(self.names.index(label)), query, score)
 
     def _query(self, embedding: npt.ArrayLike) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
@@ -94,6 +94,8 @@ class Stream:
         self._lookback_hops = self._warmup_hops + memory
         self._muted = False
         self.listener: ref[Listener] | None = None  # the listener that feeds this stream, until it has finished
+        # called for each row: its scores [classes] as the thresholds see them (smoothed), and what it matches in the gallery
+        self.on_row: Callable[[Floats, Match | None], None] | None = None
         self.reset()
 
     def __reduce__(self) -> NoReturn:
@@ -193,16 +195,6 @@ class Stream:
         if self._muted and self.live and not self._idle:
             self._unheard_s += time.monotonic() - self._muted_at
         self._muted = False
-
-    @property
-    def smoothed(self) -> Floats | None:
-        """The newest row `[classes]` as the thresholds see it, the mean of `smoothing_hops` rows; None where `scores` is."""
-        return None if self.scores is None else self._detector.newest
-
-    @property
-    def match(self) -> Match | None:
-        """What the newest row matched in the gallery; None without a gallery, and where `scores` is."""
-        return None if self.scores is None or self._names is None else self._names.newest
 
     @contextmanager
     def muted(self) -> Iterator[None]:
@@ -377,6 +369,8 @@ class Stream:
         self._refresh_names()
         if self._names is not None:
             found += self._to_detections(self._names, self._names.push(embedding[0]), self._names.labels)
+        if self.on_row is not None and self.scores is not None and self._detector.newest is not None:
+            self.on_row(self._detector.newest, self._names.newest if self._names is not None else None)
         return found
 
     def _refresh_names(self) -> None:

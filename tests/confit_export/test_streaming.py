@@ -236,9 +236,16 @@ def patched() -> nn.Module:
     return layer
 
 
+def hooked(container: bool) -> nn.Module:
+    layer = nn.Sequential(nn.ReLU()) if container else nn.Conv1d(CHANNELS, CHANNELS, 2)
+    layer.register_forward_hook(lambda _, given, y: y - y.mean(dim=2, keepdim=True))
+    return layer
+
+
 FAITHFUL: list[tuple[Callable[[], nn.Module], int]] = [  # a layer and its span
     (Block, 3),
     (lambda: nn.utils.parametrizations.weight_norm(nn.Conv1d(CHANNELS, CHANNELS, 2)), 2),
+    (lambda: nn.utils.weight_norm(nn.Conv1d(CHANNELS, CHANNELS, 2)), 2),
     (lambda: PointwiseResidual(nn.Conv1d(CHANNELS, CHANNELS, 1), nn.ReLU()), 1),
 ]
 UNKNOWN: list[Callable[[], nn.Module]] = [
@@ -251,6 +258,8 @@ UNKNOWN: list[Callable[[], nn.Module]] = [
     lambda: Backwards(2),
     lambda: Residuals(CHANNELS, CHANNELS, batch_first=True),
     patched,
+    lambda: hooked(container=False),
+    lambda: hooked(container=True),
 ]
 
 

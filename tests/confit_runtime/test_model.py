@@ -42,6 +42,7 @@ from confit_runtime.contract import seal
 from confit_runtime.detect import Detector, Hold
 from confit_runtime.gallery import Gallery
 from confit_runtime.listener import Listener
+from confit_runtime.matcher import Match
 from confit_runtime.model import State
 from confit_runtime.session import open_session
 from confit_runtime.speaker import SaveTap
@@ -679,29 +680,25 @@ def test_the_end_of_a_recording_is_followed_by_as_much_silence_as_an_event_may_n
     assert len(calls) == -(-needed // HOP)
 
 
-def test_the_newest_row_is_there_as_the_thresholds_and_the_gallery_see_it(model: Model, gallery: Gallery) -> None:
-    sound = scene(RATE)[: 40 * HOP]
+@pytest.mark.parametrize("hops_per_chunk", [1, 7])
+def test_each_row_is_told_as_the_thresholds_and_the_gallery_see_it(
+    model: Model, gallery: Gallery, hops_per_chunk: int
+) -> None:
+    sound = scene(RATE)[: 42 * HOP]
     scores, embeddings = model.rows(sound, RATE)
+    told: list[tuple[Floats, Match | None]] = []
     stream = model.stream(gallery)
-    assert (stream.smoothed, stream.match) == (None, None)
-    for at in range(0, len(sound), HOP):
-        stream.accept(sound[at : at + HOP], RATE)
-        if (row := at // HOP + 1 - WINDOW // HOP) < 0:
-            assert (stream.smoothed, stream.match) == (None, None)
-            continue
+    stream.on_row = lambda row, match: told.append((row, match))
+    for at in range(0, len(sound), hops_per_chunk * HOP):
+        stream.accept(sound[at : at + hops_per_chunk * HOP], RATE)
+    assert len(told) == len(scores)
+    for row, (smoothed, match) in enumerate(told):
         expected = scores[max(0, row + 1 - model.contract.smoothing_hops) : row + 1].mean(axis=0)
-        np.testing.assert_allclose(stream.smoothed, expected, atol=1e-5)
-        match, expected_match = stream.match, gallery.matcher.match(embeddings[row], in_stream=True)
+        np.testing.assert_allclose(smoothed, expected, atol=1e-5)
+        needed = gallery.matcher.match(embeddings[row], in_stream=True)
         assert match is not None
-        assert (match.name, match.nearest, match.reason) == (
-            expected_match.name,
-            expected_match.nearest,
-            expected_match.reason,
-        )
-        assert match.score == pytest.approx(expected_match.score, abs=1e-5)
-    assert model.stream().match is None
-    stream.reset()
-    assert (stream.smoothed, stream.match) == (None, None)
+        assert (match.name, match.nearest, match.reason) == (needed.name, needed.nearest, needed.reason)
+        assert match.score == pytest.approx(needed.score, abs=1e-5)
 
 
 def test_listening_starts_with_a_window_of_silence(model: Model) -> None:
