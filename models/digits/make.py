@@ -89,8 +89,9 @@ def card() -> str:
         "## Training data",
         "",
         "The model is trained on the demo's clips (`confit_edge/demo/data/words`, Apache-2.0): English words, each spoken once by"
-        " 54 synthetic voices, and split by voice. The digits are the labels; the other words are `unknown`. Music, French speech"
-        " and Russian speech are the background. `models/digits/make.py` trains it with the recipe next to that script, starting"
+        " 54 synthetic voices, and split by voice. The digits are the labels; the other words are `unknown`. Music and French"
+        " speech (CC-BY-SA-3.0) and Russian speech (CC-BY-3.0), credited in `confit_edge/demo/data/background`, are the"
+        " background. `models/digits/make.py` trains it with the recipe next to that script, starting"
         " from Google's speech_embedding (Apache-2.0, `models/speech-embedding/NOTICE`). The accuracies above are for synthetic"
         " voices that it was not trained on.",
         "",

@@ -263,6 +263,7 @@ UNKNOWN: list[Callable[[], nn.Module]] = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")  # the old one is still met in published code
 @settings(max_examples=60, deadline=None)
 @given(
     faithful=st.lists(st.sampled_from(FAITHFUL), min_size=1, max_size=3),
