@@ -66,6 +66,7 @@ def evaluate_recording(
     taps = () if gallery is None else (VetoTap(model, gallery),)
     with FileSource(recording.path) as source:
         listener = Listener([stream], source.name, source.rate, taps=taps)
+        listener.live = stream.live = source.live  # of a recording it need not watch the level and the pace
         power = LocalPower(source.rate, recording.sounds)
         hop = max(1, round(model.contract.hop * source.rate / model.contract.sample_rate))
         for block, rate in source:
