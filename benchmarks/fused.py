@@ -3,8 +3,8 @@
     python -m benchmarks.fused --seeds 0 9 10
 
 Writes benchmarks/results/fused.json. For each seed: the test accuracy and its paired difference, the cosine between the
-embeddings and those of the run, and what each file finds, at the thresholds from its export, in five-minute streams composed
-like the demo's.
+embeddings and those of the run, what the gate of the export says of it, and what each file finds, at the thresholds from its
+export, in five-minute streams composed like the demo's.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def measure(seed: int, folder: Path) -> dict[str, Any]:
     exact, fused = train_model(folder / "exact.onnx", seed, print), folder / "fused.onnx"
     run = read_run(folder / "words")
     corpus = run_corpus(run)
-    export_run(run, corpus, fused, fuse=True, say=print)
+    export_run(run, corpus, fused, fuse=True, force=True, say=print)
     clips = clips_of("test")
     streams = [noisy_stream(clips, np.random.default_rng([seed, 20, number])) for number in range(STREAMS)]
     row: dict[str, Any] = {"seed": seed}
@@ -57,6 +57,7 @@ def measure(seed: int, folder: Path) -> dict[str, Any]:
         row[name] = {
             "test": heard[name].metrics(),
             "cosine": round(model.contract.parity["cosine"], 4),
+            "gate_failures": model.contract.metrics["gate"]["failures"],
             "streams": listen(model, streams),
         }
         print(seed, name, row[name])

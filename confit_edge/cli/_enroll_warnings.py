@@ -31,7 +31,7 @@ def warn_about_prints(
         _warn_about_several_sounds(taken)
     if negative:
         return
-    _warn_about_guessed_threshold(model, name)
+    _warn_about_calibration(model, name, kind)
     if kind == "sound":
         _warn_about_generic_sounds(model, taken)
         _warn_about_known_label(model, name, taken)
@@ -42,8 +42,8 @@ def warn_about_prints(
         _warn_about_outliers(name, taken, model, gallery)
 
 
-def _warn_about_guessed_threshold(model: Model, name: str) -> None:
-    """Warn if `export` had too few classes or clips to measure how many strangers reach the threshold of names."""
+def _warn_about_calibration(model: Model, name: str, kind: Kind) -> None:
+    """Warn if `export` could not measure how many strangers reach the threshold of names, or if names hardly reach it."""
     measured = model.contract.calibration.get("enroll", {})
     if {"trials", "classes"} <= measured.keys() and "false_accept_rate" not in measured:
         trials = format_count(measured["trials"], "trial")
@@ -51,6 +51,12 @@ def _warn_about_guessed_threshold(model: Model, name: str) -> None:
             f"warning: how many strangers pass for {name} is unknown: {model.name} was calibrated with {trials} of"
             f" {format_count(measured['classes'], 'class', 'classes')}, too few to tell, so its threshold is a guess; ask"
             f" `confit-edge identify` about sounds that are not {name}, or train with more classes"
+        )
+    elif "genuine" in measured and measured["genuine"] <= measured["threshold"]:
+        say(
+            f"warning: most sounds of {name} will be answered 'unknown': to {model.name}, one stranger in a hundred is more like"
+            f" a name ({measured['threshold']:.4f}) than its own prints are like each other ({measured['genuine']:.4f}); train"
+            f" with more epochs or classes{', or enroll people with `speakers`' if kind == 'speaker' else ''}"
         )
 
 

@@ -92,6 +92,13 @@ def finish(
             f" (that takes {MIN_TRIALS} trials with {MIN_CLASSES} classes), so the similarity that names need,"
             f" {prior['threshold']:.2f}, is a guess: more strangers may pass than {100 * FALSE_ACCEPT_RATE:g} %"
         )
+    elif prior["genuine"] <= prior["threshold"]:
+        say(
+            "warning: enrolled names will mostly be answered 'unknown': one stranger in a hundred is as similar to the prints of"
+            f" a name as {prior['threshold']:.4f}, and these are to each other only {prior['genuine']:.4f}. Train with more"
+            " epochs or classes, or on longer sounds"
+            + ("; to recognise people, enroll them with the model that ships, `speakers`" if kind == "speaker" else "")
+        )
     in_streams = None
     if kind == "sound":
         listener = load_provisional(out, graph, replace(contract, min_hops=chosen.min_hops))

@@ -22,6 +22,7 @@ NEIGHBOUR_PRINTS = 64  # nearest prints overall; the names that own them are sco
 DEFAULT_THRESHOLD, DEFAULT_MARGIN = 0.6, 0.03
 PRIOR_PRINTS = 4.5  # number of prints of a name that weigh as much as what the model says of names in general
 MIN_SHIFT, MAX_SHIFT = -0.25, 0.05  # of the threshold, by a name's own prints
+SHIFT_ROOM = 0.2  # distance from the threshold to 1 that these limits are for; with less they shrink in proportion
 UNIT_TOLERANCE = 1e-6  # a length this close to 1 differs from it by rounding only
 ROUNDING_TOLERANCE = 1e-6  # of a cosine: refuse a clip that is both a print and a negative one, whatever its last digit
 SAME_SOUND = 0.99  # cosine with a negative print from which a sound is that very one again
@@ -121,8 +122,9 @@ class Matcher:
 
     A name's threshold is the model's, shifted by how similar the name's own prints are (each against the others)
     compared with those the model was calibrated on. The shift is shrunk: `p` prints weigh `p / (p + 4.5)`. Prints that
-    agree less, for example from a far microphone, need less. (Adaptive normalisation by the cohort, AS-norm, was tried
-    instead and was worse: docs/enrollment.md.)
+    agree less, for example from a far microphone, need less. Where the threshold is so near to 1 that a small shift is a
+    large one, the limits of the shift are narrower: no name can need more than 1. (Adaptive normalisation by the cohort,
+    AS-norm, was tried instead and was worse: docs/enrollment.md.)
     """
 
     def __init__(
@@ -301,7 +303,8 @@ class Matcher:
         if self.levels.genuine is None or len(prints) < 2:
             return 0.0
         share = len(prints) / (len(prints) + PRIOR_PRINTS)
-        return min(max(share * (mutual_similarity(prints) - self.levels.genuine), MIN_SHIFT), MAX_SHIFT)
+        room = min(1.0, max(0.0, 1.0 - self.levels.threshold) / SHIFT_ROOM)
+        return min(max(share * (mutual_similarity(prints) - self.levels.genuine), room * MIN_SHIFT), room * MAX_SHIFT)
 
     def _nearest_cohort(self, query: Floats) -> float:
         nearest = np.sort(self._cohort @ query)[-NEAREST_PRINTS:]

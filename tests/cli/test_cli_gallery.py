@@ -279,6 +279,22 @@ def test_enrolling_with_a_guessed_threshold_is_reported(home: Path) -> None:
     assert lines(done)[0]["false_accept_rate"] == 0.01
 
 
+def test_enrolling_with_a_model_that_refuses_a_names_own_sounds_is_reported(home: Path) -> None:
+    enroll = {
+        "kind": "sound",
+        "threshold": 0.9931,
+        "genuine": 0.9825,
+        "false_accept_rate": 0.01,
+        "trials": 1800,
+        "classes": 30,
+    }
+    tiny_model.build(home / "vague.onnx", name="vague", embedding_id="vague", calibration={"enroll": enroll})
+    err = " ".join(run(home, "enroll", "vague.onnx", "buzz", "buzz.wav", "--gallery", "vague.db").stderr.split())
+    assert "warning: most sounds of buzz will be answered 'unknown'" in err
+    assert "(0.9931)" in err
+    assert "(0.9825)" in err
+
+
 def test_a_name_that_a_stream_can_hardly_ever_find_is_reported_instead_of_its_similarity(home: Path) -> None:
     enroll = {"kind": "sound", "threshold": 0.7, "stream_threshold": 0.9996}
     tiny_model.build(home / "deaf.onnx", name="deaf", embedding_id="deaf", calibration={"enroll": enroll})

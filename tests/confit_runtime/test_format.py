@@ -216,7 +216,8 @@ def match(file: File, prints: Prints, embedding: Floats, calibrated: dict[str, f
     if len(newest) > 1:
         others = [name_score(np.delete(newest, at, axis=0), newest[at]) for at in range(len(newest))]
         shift = len(newest) / (len(newest) + 4.5) * (np.mean(others) - levels["genuine"])
-        threshold += min(max(shift, -0.25), 0.05)
+        room = min(1, (1 - levels["threshold"]) / 0.2)
+        threshold += min(max(shift, -0.25 * room), 0.05 * room)
     if calibrated is not None:
         of_three = levels.get("stream_threshold", (1 + levels["threshold"]) / 2)
         in_stream = 1 - (1 - of_three) * (min(max(len(own), 3), 64) / 3) ** -0.25
@@ -427,8 +428,8 @@ CONSTANTS = {
     2: {
         "matcher": {
             "NEAREST_PRINTS": 3, "NEIGHBOUR_PRINTS": 64, "DEFAULT_THRESHOLD": 0.6, "DEFAULT_MARGIN": 0.03, "PRIOR_PRINTS": 4.5,
-            "MIN_SHIFT": -0.25, "MAX_SHIFT": 0.05, "UNIT_TOLERANCE": 1e-6, "ROUNDING_TOLERANCE": 1e-6, "NEWEST_PRINTS": 64,
-            "SAME_SOUND": 0.99,
+            "MIN_SHIFT": -0.25, "MAX_SHIFT": 0.05, "SHIFT_ROOM": 0.2, "UNIT_TOLERANCE": 1e-6, "ROUNDING_TOLERANCE": 1e-6,
+            "NEWEST_PRINTS": 64, "SAME_SOUND": 0.99,
         },
         "voice_activity": {
             "FRAME_S": 0.032, "STEP_S": 0.01, "LOW_HZ": 100.0, "HIGH_HZ": 4000.0, "BELOW_PEAK_DB": 35.0, "ABOVE_FLOOR_DB": 8.0,

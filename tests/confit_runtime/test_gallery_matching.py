@@ -171,6 +171,19 @@ def test_prints_that_agree_less_need_less() -> None:
     assert single.match(random_prints(1)[0]).threshold == 0.7  # one print says nothing of how alike they are
 
 
+@pytest.mark.parametrize("threshold", [0.85, 0.993, 1.0])
+def test_near_to_1_prints_move_the_threshold_little(threshold: float) -> None:
+    # a training of few epochs may leave all embeddings within a few hundredths of each other
+    levels = Levels(threshold=threshold, margin=0.0, genuine=0.9)
+    nobody = np.zeros((0, DIM), np.float32)
+    same, different = np.repeat(random_prints(1), 20, axis=0), np.eye(DIM, dtype=np.float32)
+    alike = Matcher(["ada"], [0] * 20, same, nobody, levels=levels).match(same[0])
+    apart = Matcher(["ada"], [0] * DIM, different, nobody, levels=levels).match(same[0])
+    assert alike.name == "ada"
+    assert alike.threshold == pytest.approx(threshold + (1 - threshold) / 4)
+    assert apart.threshold == pytest.approx(threshold - (1 - threshold) * 5 / 4)
+
+
 def test_verification_requires_that_no_other_name_is_nearer() -> None:
     east, north = np.eye(DIM, dtype=np.float32)[:2]
     prints = np.stack([east, north])
