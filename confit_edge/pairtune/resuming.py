@@ -106,11 +106,11 @@ def started_recipe(out: Path, device: str | None) -> Recipe | None:
     return Recipe.from_dict(before["recipe"], str(out)) if before else None
 
 
-def digest(recipe: Recipe, fingerprint: str, lr: float, epochs: int) -> str:
+def digest(recipe: Recipe, corpus: Corpus, lr: float, epochs: int) -> str:
     """A digest that identifies a training's checkpoint; it leaves out paths, which may change (`check_same_training`)."""
     free = (*UNLEARNT_KEYS, "background", "others", "encoder")
     same = {key: value for key, value in recipe.to_dict().items() if key not in free}
-    return hashlib.sha256(json.dumps([same, fingerprint, lr, epochs]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([same, corpus.fingerprint, corpus.order, lr, epochs]).encode()).hexdigest()
 
 
 def check_same_training(out: Path, before: dict[str, Any], started: dict[str, Any]) -> None:
@@ -167,6 +167,8 @@ def _differences(before: dict[str, Any], started: dict[str, Any], now: str, of_d
     ]
     if not same_data and all(recipe.get(key) == started["recipe"][key] for key in ("background", "others")):
         changed.append(f"the data{of_data}")
+    if same_data and before.get("order") not in (None, started["order"]):  # None: finished, or of an earlier version
+        changed.append("the order of the clips (in the manifest, or of --others)")
     if before["chosen_by"] != started["chosen_by"]:
         changed.append("the measure that epochs are chosen by")
     if before["distilled"] != started["distilled"]:

@@ -155,6 +155,7 @@ def _train(
     started = {
         "recipe": recipe.to_dict(),
         "fingerprint": corpus.fingerprint,
+        "order": corpus.order,
         "distilled": teaching.about if teaching else None,
         "chosen_by": merit_name(multi_label=corpus.multi_label),
         "processes": ranks.count,

@@ -273,7 +273,7 @@ class Training:
         return self.modules | {name: module for name, module in beside.items() if module is not None}
 
     def _digest(self) -> str:
-        return digest(self.recipe, self.corpus.fingerprint, self.lr, self.epochs)
+        return digest(self.recipe, self.corpus, self.lr, self.epochs)
 
     def _start(self, checkpoint_path: Path | None) -> TrainingState:
         if checkpoint_path and self.ranks.exists_for_all(checkpoint_path):

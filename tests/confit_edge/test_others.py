@@ -164,6 +164,9 @@ def test_others_of_several_places_are_each_used_once(tmp_path: Path) -> None:
     assert len(mine) == len(set(mine)) == 12
     assert len(both.manifest) > len(alone.manifest)
     assert "--others words: left out marvin, which your classes include" in both.notes
+    exchanged = read_corpus(tmp_path / "own", others=[tmp_path / "mine", "words"], rate=RATE, seed=0)
+    assert exchanged.fingerprint == both.fingerprint
+    assert exchanged.order != both.order  # a training may not resume with it
 
 
 def test_a_word_alone_is_a_corpus_with_others(tmp_path: Path, cut: Callable[..., Path]) -> None:

@@ -521,8 +521,8 @@ def test_resuming_needs_the_same_recipe_and_the_same_data(cut: Callable[..., Pat
     with pytest.raises(ConfitError, match=r"started\.json: lacks chosen_by; remove"):
         train(manifest, tmp_path / "run", recipe, resume=True)
     beginning.write_text(by_one)
-    started, places = json.loads(by_one), {"background": "there", "others": "there"}
-    other_device = {**started, "recipe": {**started["recipe"], **places}}
+    started, moved = json.loads(by_one), {"background": "there", "others": "there"}
+    other_device = {**started, "recipe": {**started["recipe"], **moved}}
     check_same_training(tmp_path, other_device, started)  # the same sound, which has moved
     other_folder = {**started, "recipe": {**started["recipe"], "encoder": "/there"}}
     check_same_training(tmp_path, other_folder, started)  # the same weights
@@ -536,6 +536,15 @@ def test_resuming_needs_the_same_recipe_and_the_same_data(cut: Callable[..., Pat
     with pytest.raises(UsageError, match=r"differ: the data$"):
         train(manifest, tmp_path / "run", recipe, resume=True)
     clip.write_bytes(original)
+    header, *rows = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text("".join([header, *reversed(rows)]))  # its batches would be of other clips
+    with pytest.raises(UsageError, match=r"differ: the order of the clips \(in the manifest, or of --others\)$"):
+        train(manifest, tmp_path / "run", recipe, resume=True)
+    reordered, checkpoint = read_corpus(manifest, rate=16_000, seed=0), tmp_path / "run" / runs.CHECKPOINT
+    encoder, places = pretrained(recipe.encoder, recipe.window), {"manifest": manifest, "checkpoint": checkpoint}
+    with pytest.raises(ConfitError, match=r"the checkpoint belongs to another training"):
+        train_corpus(encoder, reordered, recipe, device=CPU, name="run", **places)
+    manifest.write_text("".join([header, *rows]))
     beginning.write_text(json.dumps({**started, "device": "cuda"}))
     other_device, events = replace(recipe, device="cpu:0", strict=True), []  # neither changes what is learnt
     assert train(manifest, tmp_path / "run", other_device, resume=True, watch=events.append) is not None
