@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from confit_runtime.model import Model
     from confit_runtime.recordings import Recording
 
+TARGET = 0.5  # false accepts per hour
+
 
 def calibrate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model file, or the name of a shipped model.")],
@@ -52,8 +54,9 @@ def calibrate(
         typer.Option(help="Column of --positives that holds the group: the speaker or recording [group]."),
     ] = None,
     target_fa_per_hour: Annotated[
-        float, typer.Option(metavar="RATE", help="Most false accepts per hour that the whole model may make.")
-    ] = 0.5,
+        float | None,
+        typer.Option(metavar="RATE", help=f"Most false accepts per hour that the whole model may make [{TARGET:g}]."),
+    ] = None,
     gallery: Annotated[
         Path | None,
         typer.Option(
@@ -139,12 +142,13 @@ def calibrate(
     from confit_runtime import load
     from confit_runtime.sources import find_clips
 
-    _check(target_fa_per_hour, confidence, bake, plot)
+    target = TARGET if target_fa_per_hour is None else target_fa_per_hour
+    _check(target, confidence, bake, plot)
     general, own = parse_thresholds(threshold or [])
     if gallery is not None:
         _check_of_names(negatives, threshold, bake)
     elif not negatives:
-        _check_by_hand(threshold, only, lower, plot)
+        _check_by_hand(threshold, target_fa_per_hour, only, lower, plot)
     if positives is None and (label_column or group_column):
         raise UsageError(
             "--label-column and --group-column are columns of --positives: give --positives too, or leave them out"
@@ -165,7 +169,7 @@ def calibrate(
         _set_by_hand(loaded, contract, by_hand, clips, confidence, of, json)
         return
     recordings = _score_recordings(loaded, find_clips(negatives), of, json)
-    choice = _choose(contract, by_hand, recordings, of, target_fa_per_hour, confidence, lower, json)
+    choice = _choose(contract, by_hand, recordings, of, target, confidence, lower, json)
     with failed_clip_reported(json):
         heard = hear(choice.contract, clips, of.score_clip, json)
     _write(choice, came_with, heard, of, plot, json)
@@ -337,13 +341,15 @@ def _check_of_names(negatives: list[str] | None, threshold: list[str] | None, ba
         raise UsageError("--negatives is missing: give recordings without the enrolled sounds")
 
 
-def _check_by_hand(threshold: list[str] | None, only: list[str] | None, lower: bool, plot: Path | None) -> None:
+def _check_by_hand(
+    threshold: list[str] | None, target: float | None, only: list[str] | None, lower: bool, plot: Path | None
+) -> None:
     """Raise UsageError for options that need recordings, of a command that names none."""
     if not threshold:
         raise UsageError(
             "--negatives is missing: give recordings without the model's sounds, or set thresholds by hand with --threshold"
         )
-    for option, given in (("--only", only), ("--lower", lower), ("--plot", plot)):
+    for option, given in (("--target-fa-per-hour", target), ("--only", only), ("--lower", lower), ("--plot", plot)):
         if given:
             raise UsageError(f"{option}: has no effect without --negatives; leave it out, or give --negatives")
 

@@ -360,6 +360,10 @@ def test_where_clips_are_missed_it_says_what_lower_thresholds_would_find(
         ("", "--negatives is missing: give recordings"),
         ("--threshold lo=0.3", "'lo' is not a label"),
         ("--threshold low=0.3 --only low", "--only: has no effect without --negatives"),
+        (
+            "--threshold low=0.3 --target-fa-per-hour 0.5",
+            "--target-fa-per-hour: has no effect without --negatives; leave it out, or give --negatives",
+        ),
         ("--threshold low=0", "above 0 and at most 1"),
         (
             "--threshold low=0.01 --negatives {}",
