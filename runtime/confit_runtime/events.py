@@ -32,7 +32,7 @@ class Detection:
 class Ended:
     """A detected sound is over: its score fell below the label's `off` level, or no more of it could be heard.
 
-    `start_s`, `start_sample` and `enrolled` are those of the detection. `end_s` is the position described by the last
+    All but the end is as in the detection, also where a tap changed that. `end_s` is the position described by the last
     row at or above the `off` level, or the point where the sound broke off: at a gap longer than a second, a mute, a
     pause, the end, or where the gate had closed; it is never before the start. A sound that is then pausing within its
     hold ended when its pause began.

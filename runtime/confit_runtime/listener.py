@@ -108,8 +108,8 @@ class Listener:
         self._last_arrival = time.time(), 0  # when the last chunk arrived, and the sample at which it ended
         self._lead = _Lead()
         self.withheld: Counter[tuple[str, str]] = Counter()
-        # for streams with `ends`: detections reported that are not over yet
-        self._sounding: Counter[tuple[str, bool, str, int]] = Counter()
+        # for streams with `ends`: what was reported in place of each detection that is not over yet
+        self._sounding: dict[tuple[str, bool, str, int], Detection] = {}
         self._end = None if seconds is None else round(check_duration(seconds, "the seconds to listen") * self.rate)
         self.live = True  # the sound is live and does not wait for a slow listener
         self._pace, self._loudness, self._cancellation = _Pace(), LevelMonitor(name), CancellationMonitor(name)
@@ -324,9 +324,9 @@ class Listener:
         for detection in stream.take_events() if stream.ends else detections:
             which = (detection.model, detection.enrolled, detection.label, detection.start_sample)
             if isinstance(detection, Ended):
-                if self._sounding[which]:
-                    self._sounding -= Counter((which,))
-                    yield detection
+                if one := self._sounding.pop(which, None):
+                    end = detection.end_s, detection.end_sample
+                    yield Ended(one.model, one.label, one.start_s, end[0], one.start_sample, end[1], one.enrolled)
                 continue
             reported: Detection | None = detection
             for tap in self.taps:
@@ -335,7 +335,7 @@ class Listener:
                 self.withheld[detection.model, detection.label] += 1
             else:
                 if stream.ends:
-                    self._sounding[which] += 1
+                    self._sounding[which] = reported
                 yield reported
 
 

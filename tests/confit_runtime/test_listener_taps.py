@@ -81,6 +81,23 @@ def test_withheld_detections_have_no_end_and_gaps_end_reported_ones(model: Model
         )  # the gap is told after what it ended
 
 
+def test_an_end_is_of_the_detection_that_was_reported(model: Model) -> None:
+    """A listener finds by its label which sound is over, so a tap that renames a detection renames its end."""
+
+    class Renames(Tap):
+        def judge(self, detection: Detection) -> Detection:
+            return dataclasses.replace(detection, label=f"a {detection.label}", start_s=0.0, start_sample=0)
+
+    told = Listener([model.stream(ends=True)], "", RATE, taps=[Renames()]).follow(Scripted(chunks(scene())))
+    events = [event for event in told if isinstance(event, Detection | Ended)]
+    assert [(type(event), event.label) for event in events] == [
+        (Detection, "a low"), (Ended, "a low"), (Detection, "a mid"), (Ended, "a mid")
+    ]  # fmt: skip
+    for detection, ended in zip(events[::2], events[1::2], strict=True):
+        assert (ended.start_s, ended.start_sample) == (0.0, 0)
+        assert ended.end_sample >= detection.end_sample
+
+
 def test_listen_rejects_streams_with_ends(model: Model) -> None:
     source = Scripted(chunks(scene()))
 
