@@ -92,11 +92,28 @@ def tensor_ranges(model: onnx.ModelProto, feeds: list[Feed], method: Calibration
             source, operators, str(Path(folder) / "augmented.onnx"), calibration_method, extra_options=options
         )
         calibrator.set_execution_providers(["CPUExecutionProvider"])
+        calibrator.infer_session = _WithoutDenormals(calibrator.infer_session)
         # the loudest first: a histogram keeps the bins of its first part, and grows by bins of that width
         loudest = sorted(feeds, key=lambda feed: -float(np.abs(feed["pcm"]).max()))
         for start in range(0, len(loudest), BATCH_SIZE):
             calibrator.collect_data(Reader(loudest[start : start + BATCH_SIZE]))
         return calibrator.compute_data()
+
+
+class _WithoutDenormals:
+    """A session of onnxruntime whose outputs have zeros for denormal numbers, which numpy cannot divide into bins."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run(self, *args: Any) -> list[npt.NDArray]:
+        outputs = self._session.run(*args)
+        return [
+            np.where(np.abs(output) < np.finfo(np.float32).tiny, output.dtype.type(0), output) for output in outputs
+        ]
 
 
 _silenced = threading.local()  # its `on` is true in a thread that quantises

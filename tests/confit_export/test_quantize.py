@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from confit_edge.data.corpus import Corpus
 from confit_edge.runs import Run
-from confit_export.calibration import Feed, calibration_feeds, tensor_ranges
+from confit_export.calibration import CALIBRATIONS, Feed, calibration_feeds, tensor_ranges
 from confit_export.export import Exported, export_run
 from confit_export.graph import StreamingModel, WindowedModel, assemble, to_onnx
 from confit_export.quantisation import Quantisation
@@ -251,6 +251,26 @@ def test_ranges_by_histogram_lie_within_the_extremes_whichever_clip_comes_first(
         assert (low, high) == turned[name].range_value
         cut += high - low < 0.999 * (most - least)
     assert cut > 0
+
+
+@pytest.mark.parametrize("method", CALIBRATIONS)
+@pytest.mark.parametrize("value", [0.0, 1e-44])
+def test_a_layer_that_is_always_silent_is_quantised(value: float, method: Any) -> None:
+    """A tensor may hold zeros alone, or denormal numbers, whose range cannot be divided into bins."""
+    weights = {"dead": np.full((4, 4), value, np.float32), "next": np.eye(4, dtype=np.float32)}
+    nodes = [
+        helper.make_node("MatMul", ["pcm", "dead"], ["a"], "first"),
+        helper.make_node("MatMul", ["a", "next"], ["embedding"], "second"),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in ("pcm", "embedding")]
+    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "silent", ends[:1], ends[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    feeds = [{"pcm": np.float32([[1, 2, 3, 4]]) * step} for step in range(-8, 9)]
+    quantizer = Quantizer.calibrate(model, "static", "portable", (), feeds, method)
+    assert quantizer.layers == ("second",)  # the first hears the sound itself
+    (out,) = open_session(quantizer(quantizer.layers).SerializeToString(), 1).run(None, feeds[0])
+    np.testing.assert_array_equal(out, 0)
 
 
 def test_the_sweep_finds_the_layer_that_was_spoilt_and_resumes(
