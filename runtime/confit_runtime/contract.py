@@ -150,7 +150,10 @@ class Contract:
         return [label for label in self.labels if label != self.unknown_label]
 
     def to_json(self) -> str:
-        """The contract as JSON; the same contract always gives the same bytes."""
+        """The contract as JSON; the same contract always gives the same bytes.
+
+        `json.loads` makes plain dicts and lists of it, for YAML or to change; those of the contract cannot be changed.
+        """
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False, sort_keys=True, allow_nan=False)
 
     @classmethod
