@@ -10,7 +10,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -100,20 +100,24 @@ class Verb(_Help, TyperCommand):
         rest = super().parse_args(ctx, args)
         if ctx.resilient_parsing:  # the shell is completing a command line
             return rest
-        self._check_not_repeated(ctx, given)
+        texts, _, in_order = self.make_parser(ctx).parse_args(args=given)
+        self._check_not_repeated(in_order)
         for param in self.get_params(ctx):
-            value = ctx.params.get(param.name or "")
-            if param.type.name == "path" and "" in (value if isinstance(value, list | tuple) else [value]):
-                raise UsageError(
-                    f"{param.human_readable_name}: is empty (is a variable not set?); use . for the current folder"
-                )
+            text, value = texts.get(param.name or ""), ctx.params.get(param.name or "")
+            if "" in (text if isinstance(text, list | tuple) else [text]) and self._takes_path(param):
+                name = param.metavar if param.param_type_name == "argument" else max(param.opts, key=len)
+                raise UsageError(f"{name}: is empty (is a variable not set?); use . for the current folder")
             if isinstance(value, float) and not abs(value) <= LARGEST:
                 raise UsageError(f"{max(param.opts, key=len)} {value:g}: is not a usable number")
         return rest
 
-    def _check_not_repeated(self, ctx: Any, args: list[str]) -> None:
+    def _takes_path(self, param: Any) -> bool:
+        """Whether the verb's function declares this parameter as a path or as several."""
+        assert self.callback is not None
+        return "Path" in str(get_type_hints(inspect.unwrap(self.callback))[param.name])
+
+    def _check_not_repeated(self, in_order: list[Any]) -> None:
         """Raise UsageError if an option that takes one value is given more than once."""
-        _, _, in_order = self.make_parser(ctx).parse_args(args=args)
         for param, times in Counter(in_order).items():
             switch = getattr(param, "is_flag", False) and not param.secondary_opts  # twice is as good as once
             if param.param_type_name == "option" and times > 1 and not (param.multiple or switch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import onnxruntime
@@ -47,8 +48,10 @@ def float_options(command: Any, *path: str) -> Iterator[tuple[tuple[str, ...], s
     """Every option of a float, with its verb."""
     for name, verb in getattr(command, "commands", {}).items():
         yield from float_options(verb, *path, name)
+    declared = get_type_hints(inspect.unwrap(command.callback)) if command.callback else {}
     for option in command.params:
-        if option.type.name.startswith("float"):
+        kind = declared.get(option.name)
+        if float in (kind, *get_args(kind)):
             yield path, option.opts[0]
 
 
@@ -69,6 +72,22 @@ def test_no_option_takes_a_number_that_is_none(confit: Confit, value: str) -> No
         code, _, err = confit(*verb, *needed, option, value)
         assert code == 2, (verb, option)
         assert option in err, (verb, option, err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["train", "", "-o", "run"], "MANIFEST"),
+        (["calibrate", "digits", "--bake", ""], "--bake"),
+        (["probe", "run", "--baseline", "other", "--baseline", ""], "--baseline"),
+    ],
+)
+def test_no_path_is_empty(confit: Confit, arguments: list[str], name: str) -> None:
+    code, _, err = confit(*arguments)
+    assert (code, err) == (
+        2,
+        f"confit-edge: {name}: is empty (is a variable not set?); use . for the current folder\n",
+    )
 
 
 @pytest.mark.parametrize("arguments", ["demo", "export run -o x.onnx", "train clips -o run", "probe run"])
