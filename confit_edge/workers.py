@@ -11,12 +11,16 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.queues import SimpleQueue
 from typing import Any
 
 import torch
 
+from confit_edge.progress import Watcher
 from confit_edge.tolerant_stderr import make_stderr_tolerant
 from confit_runtime.errors import ConfitError
+
+Events = SimpleQueue[dict[str, Any]]
 
 
 class _TrackedSpawnContext(SpawnContext):
@@ -56,6 +60,29 @@ def workers(
         for worker in context.started.intersection(multiprocessing.active_children()):
             worker.terminate()
         pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def forwarded(watch: Watcher) -> Iterator[Events]:
+    """A queue for the events of several processes; a thread of this process passes them on to `watch`, in order.
+
+    All that were put by the end of the context are passed on, unless a process was ended while it was putting one.
+    """
+    events: Events = multiprocessing.get_context("spawn").SimpleQueue()
+    over = threading.Event()
+
+    def forward() -> None:
+        while not (over.wait(0.1) and events.empty()):
+            while not events.empty():
+                watch(events.get())
+
+    forwarder = threading.Thread(target=forward, daemon=True)
+    forwarder.start()
+    try:
+        yield events
+    finally:
+        over.set()
+        forwarder.join(5)  # no longer: it would wait forever for the rest of a broken event
 
 
 @contextlib.contextmanager

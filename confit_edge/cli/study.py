@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from confit_edge.cli._console import Bar, Json, emit, say
+from confit_edge.cli._console import Json, emit, say
+from confit_edge.cli._training import TrainingBar
 from confit_runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -152,11 +153,11 @@ def study(
     say(f"wrote {out}: table.md, table.csv, plot.png, conclusions.md, results.json")
 
 
-class StudyBar(Bar):
-    """Shows a study on stderr: its cost, and on a terminal a bar with the time left; or JSON lines on stdout."""
+class StudyBar(TrainingBar):
+    """Shows a study on stderr: its cost, and how far its trials are, on a terminal as bars; or JSON lines on stdout."""
 
     def __init__(self, json_lines: bool) -> None:
-        super().__init__(json_lines, before="note")
+        super().__init__(json_lines)
         self.planned: Planned | None = None
 
     def cost(self, planned: Planned, jobs: int) -> None:
@@ -178,20 +179,18 @@ class StudyBar(Bar):
                 f"{planned.study.question}\n{len(planned.trials)} trials{before}: about {duration(planned.cpu_seconds)} of"
                 f" CPU time, {duration(planned.cpu_seconds / jobs)} with --jobs {jobs}"
             )
-        self.show("trials", planned.cpu_seconds, 0, note=f"{done}/{len(planned.trials)}")
+        self.show("trials", planned.cpu_seconds, 0, count=f"{done}/{len(planned.trials)}", note="")
 
     def __call__(self, event: dict[str, Any]) -> None:
         stage = event["stage"]
-        if stage == "decode":
-            self.show("decoding", event["total"], event["done"], note=f"{event['done']}/{event['total']}")
-        elif stage == "timing":
-            self.show("timing one epoch", None, 0, note="")
+        if stage == "timing":
+            self.show("timing one epoch", None, 0, count="", note="")
+            if not (self.json_lines or self.console.is_terminal):
+                say("timing one epoch, to estimate the cost")
         elif stage == "trial":
             assert self.planned is not None
-            outcome = event["outcome"]
-            self.bar.update(
-                self.rows[""], advance=self.planned.cost[outcome.key], note=f"{event['done']}/{event['total']} trials"
-            )
+            outcome, count = event["outcome"], f"{event['done']}/{event['total']} trials"
+            self.bar.update(self.rows[""], advance=self.planned.cost[outcome.key], count=count)
             if self.json_lines:
                 error = {"error": outcome.diverged} if outcome.diverged else {}
                 emit("trial", arm=dict(outcome.arm), seed=outcome.seed, cpu_seconds=outcome.cpu_seconds, **error)
@@ -199,6 +198,11 @@ class StudyBar(Bar):
                 self.console.print(
                     f"diverged: {dict(outcome.arm)}, seed {outcome.seed}: {outcome.diverged}", markup=False
                 )
+        elif stage == "over":  # a trial no longer runs
+            if event["run"] in self.rows:
+                self.bar.remove_task(self.rows.pop(event["run"]))
+        elif not self.json_lines:  # where its lines are those of the trials
+            super().__call__(event)
 
 
 def duration(seconds: float) -> str:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
 from confit_edge.pairtune.session import Trained, train
-from confit_edge.progress import Watcher
+from confit_edge.progress import Watcher, ignore_event
 from confit_edge.recipe import Recipe
-from confit_edge.workers import limited_to, workers
+from confit_edge.workers import Events, forwarded, limited_to, workers
 from confit_runtime.memory import peak_bytes
-
-Events = SimpleQueue[dict[str, Any] | None]
 
 
 def train_all(
@@ -28,13 +23,10 @@ def train_all(
     The memory is None where the system does not report it. The trainings share the processor's cores. Events passed to
     `watch` carry the name as `run`.
     """
-    events: Events = multiprocessing.get_context("spawn").SimpleQueue()
-    forwarder = threading.Thread(target=_forward_events, args=(events, watch), daemon=True)
-    forwarder.start()
     threads = max(1, (os.cpu_count() or 1) // len(recipes))
     (first, recipe), *others = recipes.items()
-    _set_events(events)
-    try:
+    with forwarded(watch or ignore_event) as events:
+        _set_events(events)
         with workers(
             len(others), threads=threads, initializer=_set_events, args=(events,), advice="the demo needs 3 GB"
         ) as pool:
@@ -42,9 +34,6 @@ def train_all(
             with limited_to(threads):
                 done = {first: _train(manifest, runs / first, recipe, list(futures.values()))}
             done |= {name: future.result() for name, future in futures.items()}
-    finally:
-        events.put(None)
-        forwarder.join()
     peaks = [peak for _, peak in done.values() if peak is not None]
     return {name: trained for name, (trained, _) in done.items()}, sum(peaks) if len(peaks) == len(done) else None
 
@@ -71,9 +60,3 @@ def _train(
     trained = train(manifest, out, recipe, watch=notify)
     assert trained is not None
     return trained, peak_bytes()
-
-
-def _forward_events(events: Events, watch: Watcher | None) -> None:
-    while (event := events.get()) is not None:
-        if watch:
-            watch(event)

@@ -14,6 +14,7 @@ import torch
 from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.encoders import pretrained
 from confit_edge.encoders.base import Encoder
+from confit_edge.encoders.embedding import OnEmbedded
 from confit_edge.geometry.measures import describe, label_sets
 from confit_edge.pairtune.lr_search import choose_lr
 from confit_edge.pairtune.machine import pick_device
@@ -25,6 +26,7 @@ from confit_edge.probes.dual import dual_probe
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import correct, mean_average_precision, merit, precision_gains
+from confit_edge.progress import Watcher, ignore_event, report_probe_progress
 from confit_edge.recipe import Recipe
 from confit_edge.runs import read_run
 from confit_edge.studies.subset import cut
@@ -47,10 +49,14 @@ def source_of(manifest: Path, recipe: Recipe) -> Source:
 
 
 class Bench:
-    """One process's copy of the data and of the untrained encoder, each read on first use."""
+    """One process's copy of the data and of the untrained encoder, each read on first use.
+
+    `notify` is called with the events of the trial that it measures, `progress` with those of reading the data.
+    """
 
     def __init__(self, source: Source, progress: Callable[[int, int], None] | None = None) -> None:
         self.source, self.progress = source, progress
+        self.notify: Watcher = ignore_event
         self._corpora: dict[int, Corpus] = {}
         self._encoders: dict[tuple[Any, ...], Encoder] = {}
 
@@ -93,6 +99,22 @@ class Bench:
         run = trial.options.get("run")
         return read_run(Path(str(run))).encoder if run else self.encoder(trial.recipe)
 
+    def report_embedded(self, done: int, total: int) -> None:
+        """Report that `done` of the `total` sounds that a trial embeds have been embedded."""
+        report_probe_progress(self.notify, "the encoder", done, total)
+
+    def count_embedded(self, total: int) -> OnEmbedded:
+        """A callback that counts sounds as they are embedded, and reports how many of the `total` have been."""
+        done = 0
+
+        def on_embedded(sounds: int) -> None:
+            nonlocal done
+            done += sounds
+            self.report_embedded(done, total)
+
+        on_embedded(0)
+        return on_embedded
+
     def data(self, trial: Trial) -> Corpus:
         """Return the clips the trial trains, validates and tests on."""
         return cut(self.corpus(), trial.subset, trial.recipe.seed)
@@ -103,23 +125,23 @@ def trained(bench: Bench, trial: Trial, corpus: Corpus) -> tuple[Encoder, Fitted
     encoder = bench.encoder(trial.recipe).to(bench.device)
     if not trial.train:
         return encoder, None
-    lr = choose_lr(encoder, corpus, trial.recipe)
-    return encoder, fit(encoder, corpus, trial.recipe, lr=lr, epochs=trial.recipe.epochs)
+    lr = choose_lr(encoder, corpus, trial.recipe, bench.notify)
+    return encoder, fit(encoder, corpus, trial.recipe, lr=lr, epochs=trial.recipe.epochs, watch=bench.notify)
 
 
 def train_and_probe(bench: Bench, trial: Trial) -> list[Point]:
     """Train and measure one point, as most studies do; see `probed`."""
     corpus = bench.data(trial)
     encoder, fitted = trained(bench, trial, corpus)
-    return [probed(encoder, fitted, corpus, trial.recipe, bench.device)]
+    return [probed(bench, encoder, fitted, corpus, trial.recipe)]
 
 
 def probed(
+    bench: Bench,
     encoder: Encoder,
     fitted: Fitted | None,
     corpus: Corpus,
     recipe: Recipe,
-    device: torch.device,
     parts: dict[str, list[str]] | None = None,
 ) -> Point:
     """Measure the dual probe (and vanilla's own head, `head`) on test clips, and the geometry of their embedding.
@@ -128,7 +150,7 @@ def probed(
     the shares of those classes alone, as `linear_NAME`. Among the numbers, `val_linear`, `val_knn` and `val_head` are the
     `merit` on validation clips, which choices are based on.
     """
-    probes = dual_probe(encoder, corpus, recipe, device)
+    probes = dual_probe(encoder, corpus, recipe, bench.device, progress=bench.report_embedded)
     judges: dict[str, LinearProbe | KnnProbe] = {"linear": probes.linear, "knn": probes.knn}
     if fitted is not None and isinstance(fitted.objective, FineTune):
         judges["head"] = head_probe(fitted.objective)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from confit_edge.files import check_folder
 from confit_edge.pairtune.machine import keep_freed_memory
 from confit_edge.pairtune.trainer import DivergedError
 from confit_edge.probes.metrics import merit_name
+from confit_edge.progress import Watcher, ignore_event
 from confit_edge.runs import weights_sha256
 from confit_edge.studies import find
 from confit_edge.studies.bench import Bench, Source, pairtuned
@@ -25,10 +26,10 @@ from confit_edge.studies.results import Results
 from confit_edge.studies.study import Places, Study
 from confit_edge.studies.subset import cut
 from confit_edge.studies.trial import Outcome, Subset, Trial
-from confit_edge.workers import limited_to, workers
+from confit_edge.workers import Events, forwarded, limited_to, workers
 from confit_runtime.errors import UsageError
 
-Watcher = Callable[[dict[str, Any]], None]
+WITHIN_TRIAL = ("trying", "step", "probe")  # the stages of a training that tell how far a trial is
 
 
 @dataclass(frozen=True)
@@ -140,11 +141,13 @@ def _check_distinct_names(earlier: list[Path]) -> None:
 def run(planned: Planned, jobs: int, watch: Watcher | None = None) -> Results:
     """Run the remaining trials, `jobs` at a time with one thread each, and keep each outcome as it ends.
 
-    A trial that diverges is an outcome. Any other error ends the study; the same call resumes it later.
+    A trial that diverges is an outcome. Any other error ends the study; the same call resumes it later. `watch` receives
+    an event `trial` for each outcome, the events of each running trial with its name as `run`, and `over` at its end.
+    With several jobs those come from another thread.
     """
     planned.journal.begin()
     done = dict(planned.done)
-    with contextlib.closing(_outcomes(planned, jobs)) as outcomes:
+    with contextlib.closing(_outcomes(planned, jobs, watch or ignore_event)) as outcomes:
         for outcome in outcomes:
             planned.journal.append(outcome)
             done[outcome.key] = outcome
@@ -153,28 +156,38 @@ def run(planned: Planned, jobs: int, watch: Watcher | None = None) -> Results:
     return Results((done[key] for key in planned.trials), planned.figure)
 
 
-def _outcomes(planned: Planned, jobs: int) -> Generator[Outcome]:
+def _outcomes(planned: Planned, jobs: int, watch: Watcher) -> Generator[Outcome]:
     """Yield the outcomes of the remaining trials as they finish."""
     if jobs == 1:
         bench = Bench(planned.source)
         with limited_to(1):
             for key in planned.left:
-                yield attempt(planned.study, bench, key, planned.trials[key])
+                yield attempt(planned.study, bench, key, planned.trials[key], watch)
         return
-    with workers(
-        min(jobs, max(1, len(planned.left))),
-        threads=1,
-        initializer=_open_bench,
-        args=(planned.source,),
-        advice="run the same command with fewer --jobs to resume",
-    ) as pool:
+    with (
+        forwarded(watch) as events,
+        workers(
+            min(jobs, max(1, len(planned.left))),
+            threads=1,
+            initializer=_open_bench,
+            args=(planned.source, events),
+            advice="run the same command with fewer --jobs to resume",
+        ) as pool,
+    ):
         running = [pool.submit(_work, planned.study.name, key, planned.trials[key]) for key in planned.left]
         for future in as_completed(running):
             yield future.result()
 
 
-def attempt(study: Study, bench: Bench, key: str, trial: Trial) -> Outcome:
+def attempt(study: Study, bench: Bench, key: str, trial: Trial, watch: Watcher = ignore_event) -> Outcome:
     """Run one trial."""
+    name = ", ".join(map(str, [*trial.arm.values(), f"seed {trial.recipe.seed}"]))
+
+    def notify(event: dict[str, Any]) -> None:
+        if event["stage"] in WITHIN_TRIAL:
+            watch({"run": name, **event})
+
+    bench.notify = notify
     start = time.process_time()
     points, diverged = [], ""
     try:
@@ -182,18 +195,20 @@ def attempt(study: Study, bench: Bench, key: str, trial: Trial) -> Outcome:
             points = study.measure(bench, trial)
     except DivergedError as error:
         diverged = str(error)
+    watch({"run": name, "stage": "over"})
     return Outcome(
         key, trial.arm, trial.recipe.seed, trial.subset, points, round(time.process_time() - start, 3), diverged
     )
 
 
 _bench: Bench  # of this worker process
+_events: Events  # where it reports the progress of its trials
 
 
-def _open_bench(source: Source) -> None:
-    global _bench
-    _bench = Bench(source)
+def _open_bench(source: Source, events: Events) -> None:
+    global _bench, _events
+    _bench, _events = Bench(source), events
 
 
 def _work(study: str, key: str, trial: Trial) -> Outcome:
-    return attempt(find(study), _bench, key, trial)
+    return attempt(find(study), _bench, key, trial, _events.put)

@@ -122,6 +122,8 @@ def test_it_prints_the_table_and_the_conclusions(tones: Path, recipe: Path, tmp_
     assert (tmp_path / "conclusions.md").read_text().strip() in out
     assert json.loads((tmp_path / "results.json").read_text())["train_groups"] == 2
     assert "How well does a trained embedding work on unseen classes" in err
+    for objective in ("frozen", "finetune", "pairtune"):
+        assert f"{objective}, seed 0: probing the encoder\n" in err
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,7 @@ def test_a_clip_without_a_label_is_not_counted_wrong(tones: Path, recipe: Recipe
 
     corpus = replace(whole, multi_label=True, val=without_one_class(whole.val), test=without_one_class(whole.test))
     dual = dual_probe(encoder, corpus, recipe, bench.device)
-    point = probed(encoder, None, corpus, recipe, bench.device)
+    point = probed(bench, encoder, None, corpus, recipe)
     for name in ("linear", "knn"):
         right, clips = np.sum(list(point.shares[name].values()), axis=0)
         assert clips == 12  # 3 of them without a label
@@ -289,7 +289,7 @@ def test_a_label_that_clips_have_or_not_is_no_constant(tones: Path, recipe: Reci
         background_train=hum, background_val=hum,
     )  # fmt: skip
     dual = dual_probe(encoder, corpus, recipe, bench.device)
-    point = probed(encoder, None, corpus, recipe, bench.device, {"rare": ["tone0"], "none": []})
+    point = probed(bench, encoder, None, corpus, recipe, {"rare": ["tone0"], "none": []})
     for name in ("linear", "knn"):
         right, clips = np.sum(list(point.shares[name].values()), axis=0)
         assert right / clips == pytest.approx(dual.metrics[name]["test"]["map"])

@@ -39,7 +39,7 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
     """
     corpus = bench.data(trial)
     encoder, fitted = trained(bench, trial, corpus)
-    last = probed(encoder, fitted, corpus, trial.recipe, bench.device)
+    last = probed(bench, encoder, fitted, corpus, trial.recipe)
     if fitted is None:
         return [last]
     trainings = by_training(fitted.history)

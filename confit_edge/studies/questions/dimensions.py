@@ -60,11 +60,12 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
     corpus, device, seed = bench.data(trial), bench.device, trial.recipe.seed
     encoder = bench.encoder(trial.recipe).to(device)
     if trial.train:
-        lr = choose_lr(encoder, corpus, trial.recipe)
+        lr = choose_lr(encoder, corpus, trial.recipe, bench.notify)
         make = balanced(float(trial.options["penalty"])) if "penalty" in trial.options else make_objective
-        fit(encoder, corpus, trial.recipe, lr=lr, epochs=trial.recipe.epochs, make=make)
+        fit(encoder, corpus, trial.recipe, lr=lr, epochs=trial.recipe.epochs, watch=bench.notify, make=make)
     splits = (corpus.train, corpus.val, corpus.test)
-    embedded = [embed_clips(encoder, clips.pcm, device) for clips in splits]
+    on_embedded = bench.count_embedded(sum(map(len, splits)))
+    embedded = [embed_clips(encoder, clips.pcm, device, on_embedded=on_embedded) for clips in splits]
     turn = random_rotation(encoder.dim, seed)
     found = []
     for basis in (OWN, ROTATED):

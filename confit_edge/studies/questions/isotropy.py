@@ -126,7 +126,7 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
         return train_and_probe(bench, trial)
     run = runs.read_run(Path(str(trial.options["run"])))
     corpus = bench.corpus(run.encoder.sample_rate)
-    return [probed(run.encoder.to(bench.device), None, corpus, run.recipe, bench.device)]
+    return [probed(bench, run.encoder.to(bench.device), None, corpus, run.recipe)]
 
 
 def usable(points: list[Point]) -> list[Point]:

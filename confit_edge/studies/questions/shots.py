@@ -60,7 +60,7 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
     corpus = bench.data(trial)
     encoder, fitted = trained(bench, trial, corpus)
     parts = {"rare": json.loads(str(trial.options["rare"]))} if "rare" in trial.options else None
-    return [probed(encoder, fitted, corpus, trial.recipe, bench.device, parts)]
+    return [probed(bench, encoder, fitted, corpus, trial.recipe, parts)]
 
 
 def conclude(results: Results) -> list[str]:

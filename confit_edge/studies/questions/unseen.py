@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -48,21 +49,24 @@ def measure(bench: Bench, trial: Trial) -> list[Point]:
     corpus = bench.data(trial)
     encoder, _ = trained(bench, trial, corpus)
     seed, rate = trial.recipe.seed, encoder.sample_rate
-    probes = dual_probe(encoder, corpus, trial.recipe, bench.device)
+    probes = dual_probe(encoder, corpus, trial.recipe, bench.device, progress=bench.report_embedded)
     novel = held_back(bench, trial, corpus)
-    prints = embed_clips(encoder, novel.train.pcm, bench.device)
+    embed = partial(
+        embed_clips, encoder, device=bench.device, on_embedded=bench.count_embedded(extra_clips(bench, trial))
+    )
+    prints = embed(novel.train.pcm)
     points = []
     for domain in (CLEAN, *DOMAINS):
         known, asked = (
             clips if domain == CLEAN else shifted(clips, domain, rate, seed) for clips in (corpus.test, novel.test)
         )
-        embedded = embed_clips(encoder, known.pcm, bench.device)
+        embedded = embed(known.pcm)
         shares = {
             name: tally(correct(probe.scores(embedded), known.targets), known.groups)
             for name, probe in (("linear", probes.linear), ("knn", probes.knn))
         }
         points.append(Point(shares, arm={"classes": "trained", "domain": domain}))
-        embedded = embed_clips(encoder, asked.pcm, bench.device)
+        embedded = embed(asked.pcm)
         there = len(clips_per_class(novel))
         for way in sorted({min(way, there) for way in WAYS}):
             for shots in SHOTS:
