@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from shlex import quote
 
 from confit_edge.cli._console import Bar, say
-from confit_edge.data.manifest import Clip, check_columns, check_not_times, labels_of
-from confit_edge.data.tables import read_table
+from confit_edge.data.manifest import Clip, read_manifest
 from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm, load_clip, sound_seconds
 from confit_runtime.calibration import Positive, firing_label_indices, score_positive
@@ -29,12 +27,15 @@ def read_positives(
 ) -> list[Clip]:
     """The clips with a label that can fire; only those of test if there are any.
 
-    Clips with several labels are kept only for a model that detects several. The columns are those of `read_manifest`. Raises
-    UsageError, and AudioError on a clip that cannot be opened as sound, before the hours of work.
+    Clips with several labels are kept only for a model that detects several. Raises as `read_manifest`, whose columns these
+    are, and AudioError on a clip that cannot be opened as sound, before the hours of work.
     """
     wanted = [contract.labels[place] for place in firing_label_indices(contract)]
     found, several, others = list[Clip](), 0, Counter[str]()
-    for clip in _read_clips(source, label_column, group_column):
+    read = read_manifest(
+        source, label_column=label_column or "label", group_column=group_column or "group", allow_one_class=True
+    )
+    for clip in read.clips:
         if len(clip.labels) > 1 and not contract.multi_label:
             several += 1
         elif set(clip.labels).isdisjoint(wanted):
@@ -71,25 +72,6 @@ def _warn_without_groups(source: Path, clips: list[Clip], or_else: str) -> None:
         )
 
 
-def _read_clips(source: Path, label_column: str | None, group_column: str | None) -> list[Clip]:
-    """The clips of a manifest or of a folder with one sub-folder per label. Raises UsageError."""
-    column, group_by = label_column or "label", group_column or "group"
-    columns, rows = read_table(source, {"path", column, "labels", group_by, "split"})
-    check_not_times(source, columns)
-    if column == "label" and "label" not in columns and "labels" in columns:
-        column = "labels"
-    check_columns(source, columns, column, group_by)
-    folder, found = source if source.is_dir() else source.parent, dict[Path, Clip]()
-    for where, row in rows:
-        labels = labels_of(row[column], column, f"{source}, {where}")
-        group, split = str(row.get(group_by) or row["path"]), str(row.get("split") or "").strip() or None
-        path = Path(os.path.abspath(folder / str(row["path"])))
-        if path in found:
-            raise UsageError(f"{source}, {where}: {row['path']} is listed twice; keep one row")
-        found[path] = Clip(path, labels, group, split)
-    return list(found.values())
-
-
 def holds_clips(source: Path) -> bool:
     """Whether `source` holds labelled clips, as a manifest does, rather than recordings in which sounds are labelled.
 
@@ -107,12 +89,10 @@ def holds_clips(source: Path) -> bool:
 def clips_as_recordings(source: Path, contract: Contract, names: Sequence[str] = ()) -> list[LabelledRecording]:
     """The clips of a manifest or of a class folder as recordings of one sound each, from their beginning to their end.
 
-    If there are clips of test, only those. Raises UsageError, and AudioError on a clip that cannot be opened as sound.
+    If there are clips of test, only those. Raises as `read_manifest`, and AudioError on a clip that cannot be opened as sound.
     """
     wanted = [*contract.can_fire, *names]
-    clips, recordings = _read_clips(source, None, None), list[LabelledRecording]()
-    if not clips:
-        raise UsageError(f"{source}: lists no clips")
+    clips, recordings = list(read_manifest(source, allow_one_class=True).clips), list[LabelledRecording]()
     manifests = sorted(source.glob("manifest.*"))  # of a folder
     if manifests and _labels(clips).isdisjoint(wanted):
         raise UsageError(

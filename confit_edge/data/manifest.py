@@ -168,8 +168,8 @@ def read_manifest(
     columns, rows = read_table(source, {"path", label_column, "labels", group_column, split_by, "split"})
     if label_column == "label" and "label" not in columns and "labels" in columns:
         label_column = "labels"
-    check_not_times(source, columns)
-    check_columns(source, columns, label_column, group_column, split_by)
+    _check_not_times(source, columns)
+    _check_columns(source, columns, label_column, group_column, split_by)
     keep_together = split_by or (group_column if group_column in columns else None)
     folder = source if source.is_dir() else source.parent
 
@@ -275,7 +275,7 @@ def _content(path: Path) -> str:
         return ""
 
 
-def check_not_times(source: Path, columns: Collection[str]) -> None:
+def _check_not_times(source: Path, columns: Collection[str]) -> None:
     """Raise UsageError for a table of sounds within recordings: each row would be read as its whole recording."""
     if found := [name for name in TIMES if name in columns]:
         as_csv = "" if source.suffix.lower() == ".csv" else "save it as CSV; then "
@@ -286,8 +286,8 @@ def check_not_times(source: Path, columns: Collection[str]) -> None:
         )
 
 
-def check_columns(
-    source: Path, columns: list[str], label_column: str, group_column: str, split_by: str | None = None
+def _check_columns(
+    source: Path, columns: list[str], label_column: str, group_column: str, split_by: str | None
 ) -> None:
     """Raise UsageError where a named column is missing, or is named for two purposes."""
     present = f"columns: {', '.join(columns)}"

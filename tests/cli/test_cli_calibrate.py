@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import re
 import shutil
 import sys
@@ -17,6 +18,7 @@ import pytest
 import soundfile
 
 from confit_edge.cli._calibration_report import cautions, lowered_thresholds, report
+from confit_edge.cli._positives import clips_as_recordings
 from confit_runtime import load
 from confit_runtime.calibration import LEVELS, FalseAcceptCounts, choose_operating_point
 from confit_runtime.intervals import grouped_share_interval, poisson_upper
@@ -682,15 +684,36 @@ def test_clips_are_evaluated_each_between_silences(
     assert "has no groups, so the interval of missed clips treats each clip as independent" in err
 
 
-def test_a_clip_listed_twice_is_refused(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:
-    """With two labels, each row would be a false accept of the other's."""
-    shutil.copytree(sounds / "clips", tmp_path / "clips")
-    (tmp_path / "m.csv").write_text("path,label\nclips/low/1.wav,low\n./clips/mid/../low/1.wav,mid\n")
-    positives = ("calibrate", model, "--negatives", sounds / "negatives", "--positives")
-    for command in (("evaluate", model), positives):
-        code, _, err = confit(*command, tmp_path / "m.csv")
-        assert code == 2
-        assert "m.csv, line 3: ./clips/mid/../low/1.wav is listed twice; keep one row\n" in err
+@pytest.mark.parametrize(
+    ("kind", "rows", "fault"),
+    [
+        # with two labels, each row would be a false accept of the other's
+        (
+            "csv",
+            "path,label\n{low}/1.wav,low\n{low}/../low/1.wav,mid\n",
+            "line 3: {shown}/1.wav is listed as 'low' and as",
+        ),
+        ("csv", "path,label,split\n{low}/1.wav,low,tset\n", "line 2: split 'tset' is not one of train, val, test"),
+        ("jsonl", '{{"path": "{low}/1.wav", "label": "low"}}\n{{"label": "low"}}\n', "line 2: path is empty"),
+    ],
+    ids=["twice", "split", "path"],
+)
+def test_a_faulty_manifest_is_refused_as_by_train(
+    confit: Confit, sounds: Path, model: Path, tmp_path: Path, kind: str, rows: str, fault: str
+) -> None:
+    low, source = sounds / "clips" / "low", tmp_path / f"m.{kind}"
+    source.write_text(rows.format(low=low))
+    fault = fault.format(shown=os.path.relpath(low, tmp_path))
+    for command in (("evaluate", model), ("calibrate", model, "--negatives", sounds / "negatives", "--positives")):
+        code, _, err = confit(*command, source)
+        assert (code, f"{source}, {fault}" in err) == (1, True), err
+
+
+def test_a_group_is_the_same_with_spaces_around_it(sounds: Path, model: Path, tmp_path: Path) -> None:
+    low = sounds / "clips" / "low"
+    (tmp_path / "m.csv").write_text(f"path,label,group\n{low}/1.wav,low,ada\n{low}/2.wav,low, ada\n")
+    clips = clips_as_recordings(tmp_path / "m.csv", load(model).contract)
+    assert [clip.groups for clip in clips] == [{"ada"}, {"ada"}]
 
 
 def test_of_a_manifest_the_test_clips_are_evaluated(confit: Confit, sounds: Path, model: Path, tmp_path: Path) -> None:
