@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,7 +13,7 @@ import typer
 
 from confit_edge.cli._console import Json, emit, say, stderr_is_terminal
 from confit_runtime.errors import ConfitError, UsageError
-from confit_runtime.formatting import format_count, format_list
+from confit_runtime.formatting import format_count
 
 if TYPE_CHECKING:
     from confit_runtime.recording import Take
@@ -84,8 +82,7 @@ def record(
     label = _folder_name("LABEL", label)
     folder = out / label / group
     if (out / MANIFEST).exists():  # so that a faulty manifest or folder fails before anything is recorded
-        with _lock_manifest(out / MANIFEST):
-            _drop_torn_row(out / MANIFEST)
+        _rows(out / MANIFEST, (out / MANIFEST).read_bytes())
     with open_source(source) as opened:
         check_live(opened)
         for place in (out, folder):
@@ -158,7 +155,7 @@ def keep(take: Take, out: Path, label: str, group: str, form: str, trim: bool) -
     """Write a clip under the next free number and its row in the manifest, or neither. Other recorders may use the folder too."""
     import soundfile
 
-    from confit_runtime.files import write_atomic
+    from confit_runtime.files import locked, write_atomic
     from confit_runtime.voice_activity import trim_silence
 
     sound = io.BytesIO()
@@ -166,14 +163,14 @@ def keep(take: Take, out: Path, label: str, group: str, form: str, trim: bool) -
         sound, trim_silence(take.pcm, take.rate) if trim else take.pcm, take.rate, format=form, subtype="PCM_16"
     )
     folder, manifest = out / label / group, out / MANIFEST
-    with _lock_manifest(manifest):
-        former, taken = _drop_torn_row(manifest), map(_number, folder.iterdir())
-        path = folder / f"{max(taken, default=0) + 1:04}.{form}"
+    with locked(out, wait=True):  # so that no two recorders take the same number and no row is lost
+        former = manifest.read_bytes() if manifest.exists() else b""
+        path = folder / f"{max(map(_number, folder.iterdir()), default=0) + 1:04}.{form}"
+        write_atomic(path, sound.getvalue())
         try:
-            write_atomic(path, sound.getvalue())
-            _append(manifest, former, [path.relative_to(out).as_posix(), label, group])
+            row = [path.relative_to(out).as_posix(), label, group]
+            write_atomic(manifest.resolve(), _with_row(manifest, former, row))  # of a link, the file that it leads to
         except BaseException:  # for instance a full disk
-            os.truncate(manifest, len(former))
             path.unlink(missing_ok=True)
             raise
     return path
@@ -182,16 +179,6 @@ def keep(take: Take, out: Path, label: str, group: str, form: str, trim: bool) -
 def _number(file: Path) -> int:
     """The number of a clip, 0 for any other file."""
     return int(file.stem) if file.stem.isdecimal() else 0
-
-
-@contextmanager
-def _lock_manifest(manifest: Path) -> Iterator[None]:
-    """Lock the manifest, so that no two recorders take the same number and no row is lost."""
-    from confit_runtime.files import lock
-
-    with manifest.open("ab") as file:
-        lock(file.fileno(), wait=True)
-        yield
 
 
 def _rows(manifest: Path, data: bytes) -> list[list[str]]:
@@ -206,54 +193,10 @@ def _rows(manifest: Path, data: bytes) -> list[list[str]]:
     return rows
 
 
-def _append(manifest: Path, former: bytes, row: Sequence[str]) -> None:
-    """Add a row to a manifest that holds `former`; to an empty one also its header."""
-    from confit_runtime.files import name_file_in_errors
-
+def _with_row(manifest: Path, former: bytes, row: Sequence[str]) -> bytes:
+    """The content of a manifest with a row added; an empty one also gets its header."""
     rows = [row] if _rows(manifest, former) else [COLUMNS, row]
-    with name_file_in_errors(manifest), manifest.open("ab") as file:
-        file.write((b"" if former[-1:] in (b"", b"\n") else b"\n") + b"".join(map(_line, rows)))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _drop_torn_row(manifest: Path) -> bytes:
-    """The content of a manifest; a last row that was only partly written is removed first, with a warning.
-
-    That happens when the recorder was killed or the power failed. Raises UsageError if the manifest cannot be read or has
-    other columns.
-    """
-    data = manifest.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    torn = data[len(whole) :]
-    if not _is_torn(torn, first=not whole):
-        _rows(manifest, data)
-        return data
-    names = {row[0] for row in _rows(manifest, whole)[1:] if row}
-    partial_path = "".join(_cells(torn)[:1]) if whole else ""
-    clips = [file.relative_to(manifest.parent).as_posix() for file in manifest.parent.glob("*/*/*") if _number(file)]
-    without = sorted(clip for clip in clips if clip.startswith(partial_path) and clip not in names)
-    os.truncate(manifest, len(whole))
-    then = f". Clips without a row: {format_list(without)}; add their rows, or remove the clips" if without else ""
-    say(
-        f"warning: {manifest}: its last row was only partly written and was removed: {torn.decode(errors='replace')!r}{then}"
-    )
-    return whole
-
-
-def _is_torn(last: bytes, first: bool) -> bool:
-    """Whether a last row without a line end is a partly written one of ours; an editor may leave a complete row like that."""
-    if first:
-        ours = _line(COLUMNS)
-    elif len(cells := _cells(last)) < len(COLUMNS):
-        return bool(last)
-    else:
-        ours = _line([cells[0], *cells[0].split("/")[:2]])
-    return bool(last) and ours.startswith(last) and ours != last + b"\n"
-
-
-def _cells(line: bytes) -> list[str]:
-    return next(csv.reader(line.decode(errors="ignore").splitlines()), [])
+    return former + (b"" if former[-1:] in (b"", b"\n") else b"\n") + b"".join(map(_line, rows))
 
 
 def _line(cells: Sequence[str]) -> bytes:

@@ -83,7 +83,7 @@ def partial_folder(path: Path) -> Iterator[Path]:
             if error.errno == errno.ENAMETOOLONG:  # the user did not choose the longer name
                 error.filename = str(path)
             raise
-        with _locked(folder, wait=True):
+        with locked(folder, wait=True):
             if not folder.is_dir():  # it was taken for a leftover just before it was locked
                 continue
             try:
@@ -108,7 +108,7 @@ def remove_leftovers(path: Path) -> None:
     Does nothing if no lock can distinguish leftovers from work in progress: on Windows, and on some network disks.
     """
     for folder in partial_folders(path):
-        with _locked(folder, wait=False) as ours:
+        with locked(folder, wait=False) as ours:
             if ours:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -119,7 +119,7 @@ def is_partial(path: Path) -> bool:
 
 
 @contextmanager
-def _locked(folder: Path, wait: bool) -> Iterator[bool]:
+def locked(folder: Path, wait: bool) -> Iterator[bool]:
     """Lock a folder; yields whether it is locked: not if another process holds it, or if there are no such locks."""
     try:
         handle = os.open(folder, os.O_RDONLY)
