@@ -1,13 +1,11 @@
 """The files of a run, written whole or not at all: a killed process leaves the old file or the new one.
 
-A run has one writer at a time (see `lock_folder`), so the partial tensor file of a killed writer has a fixed name, and the
-next writer removes it. All other files are written by `confit_runtime.files`, which allows several processes at once.
+A run has one writer at a time (see `lock_folder`).
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor
 
 from confit_runtime.errors import ConfitError, UsageError
-from confit_runtime.files import lock, make_folder, write_atomic
+from confit_runtime.files import lock, make_folder, remove_leftovers, replacing, write_atomic
 
 
 def check_folder(out: Path, what: str) -> None:
@@ -77,8 +75,7 @@ def write_text(path: Path, text: str) -> None:
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write `tensors`, from any device, to a safetensors file. Raises ConfitError where that fails.
 
-    They are first written inside a hidden folder: safetensors creates a temporary file next to its target, which a
-    killed process leaves behind. The next process that writes or removes this file removes the folder with its content.
+    safetensors creates a temporary file next to its target: what a killed process leaves of it goes with the hidden folder.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -88,27 +85,17 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         name: torch.clone(tensor.detach().cpu(), memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    folder = _partial(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    temporary = folder / path.name
-    try:
-        save_file(own, temporary, metadata)
-    except SafetensorError as error:  # a full disk, for example: safetensors raises no OSError for it
-        shutil.rmtree(folder, ignore_errors=True)
-        raise ConfitError(f"{path}: cannot be written ({error})") from error
-    temporary.chmod(folder.stat().st_mode & 0o666)  # as for any new file; safetensors makes its files private
-    with temporary.open("rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
-    folder.rmdir()
+    with replacing(path) as temporary:
+        try:
+            save_file(own, temporary, metadata)
+        except SafetensorError as error:  # a full disk, for example: safetensors raises no OSError for it
+            raise ConfitError(f"{path}: cannot be written ({error})") from error
+        temporary.chmod(
+            temporary.parent.stat().st_mode & 0o666
+        )  # as for any new file; safetensors makes its files private
 
 
 def remove(path: Path) -> None:
     """Remove a tensor file, if it exists, and the partial one that a killed writer may have left."""
     path.unlink(missing_ok=True)
-    shutil.rmtree(_partial(path), ignore_errors=True)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
+    remove_leftovers(path)

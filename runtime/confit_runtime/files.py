@@ -14,11 +14,17 @@ from pathlib import Path
 from confit_runtime.errors import UsageError
 
 PRIVATE_MODE = 0o600  # for data about people, such as their voices: nobody else may read it
-PUBLIC_MODE = 0o666  # minus what the umask forbids
 
 
-def write_atomic(path: Path, data: bytes, mode: int = PUBLIC_MODE) -> None:
-    """Write a file completely or not at all; if several processes write it, the last one wins. Raises OSError.
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file completely or not at all; if several processes write it, the last one wins. Raises OSError."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A hidden path to write a file to, which replaces `path` at the end, unless an error is raised. Raises OSError.
 
     Also removes what killed processes left of it: this takes one millisecond among a thousand files; flushing to disk
     takes ten.
@@ -26,23 +32,28 @@ def write_atomic(path: Path, data: bytes, mode: int = PUBLIC_MODE) -> None:
     with suppress(PermissionError):  # for a folder that may be written but not read
         remove_leftovers(path)
     with name_file_in_errors(path), partial_folder(path) as folder:
-        _write_synced(folder / path.name, data, mode)
-        os.replace(folder / path.name, path)
+        temporary = folder / path.name
+        yield temporary
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
 
 
-def write_new_atomic(path: Path, data: bytes, mode: int = PUBLIC_MODE) -> None:
-    """Write a new file completely or not at all, while no other thread or process writes it.
+def write_new_private(path: Path, data: bytes) -> None:
+    """Write a new file for its user only, completely or not at all, while no other thread or process writes it.
 
     Only whoever created the hidden file next to it may give it that name. So nothing is replaced, and no links are
     needed, which some file systems lack. Raises FileExistsError if the name is taken, and OSError.
     """
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.touch(mode, exist_ok=False)
+    temporary.touch(PRIVATE_MODE, exist_ok=False)
     try:
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-        with name_file_in_errors(path):
-            _write_synced(temporary, data, mode)
+        with name_file_in_errors(path), temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)  # not after the rename: the next writer may be using the same name
@@ -58,14 +69,6 @@ def name_file_in_errors(path: Path) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
-
-
-def _write_synced(path: Path, data: bytes, mode: int) -> None:
-    """Write a file and flush it to disk; a new file gets `mode`."""
-    with open(path, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @contextmanager

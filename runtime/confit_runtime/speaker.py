@@ -20,7 +20,7 @@ from confit_runtime.audio import Pcm, resample
 from confit_runtime.enrollment import embed_sound, to_flac
 from confit_runtime.errors import UsageError
 from confit_runtime.events import Detection
-from confit_runtime.files import PRIVATE_MODE, write_new_atomic
+from confit_runtime.files import write_new_private
 from confit_runtime.gallery import Gallery
 from confit_runtime.listener import Tap
 from confit_runtime.matcher import Match, Matcher
@@ -255,7 +255,7 @@ class SaveTap(RecentAudio):
             self._count += 1
             path = self._folder / f"{label}-{self._started_at}-{source}-{self._count:04}.flac"
             with suppress(FileExistsError):
-                write_new_atomic(path, data, PRIVATE_MODE)
+                write_new_private(path, data)
                 return path
 
 

@@ -20,7 +20,7 @@ from confit_runtime.enrollment import (
     removal_command,
 )
 from confit_runtime.errors import GalleryError, UsageError
-from confit_runtime.files import partial_folder, remove_leftovers
+from confit_runtime.files import replacing
 from confit_runtime.gallery import Gallery
 from confit_runtime.gallery_file import check_folder, path_exists
 from confit_runtime.model import Model
@@ -51,12 +51,10 @@ def export_names(
         wanted = [clean_name(name) for name in names] or list(counts)
         found = {name: (source.prints(name), source.voiced_s(name)) for name in wanted}
     try:
-        remove_leftovers(out)
-        with partial_folder(out) as folder:
-            with source.copy_layout(folder / out.name) as target:
+        with replacing(out) as temporary:
+            with source.copy_layout(temporary) as target:
                 _enroll_all(target, found, progress)
             erase_index(index_path(out))  # of a file that is gone
-            (folder / out.name).replace(out)
     except OSError as error:
         raise GalleryError(f"{out}: cannot be written ({error.strerror}): choose another file") from error
     return {name: counts.get(name, PrintCounts()) for name in found}

@@ -16,6 +16,7 @@ from confit_edge.cli import _os_error_text
 from confit_edge.files import remove, write_tensors, write_text
 from confit_edge.probes.tables import escaped_sentence, write_csv
 from confit_runtime.errors import ConfitError
+from confit_runtime.files import partial_folders
 from tests.full_disk import limited_file_size
 
 WRITER = """
@@ -33,19 +34,16 @@ for value in cycle((1.0, 2.0)):
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file whose writer has been killed while it wrote: its folder holds what it left."""
     path = tmp_path_factory.mktemp("killed") / "x.safetensors"
-    partial = (
-        path.parent / f".{path.name}.partial" / path.name
-    )  # asked for by name: a glob fails where a folder vanishes
     for _ in range(20):
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)])
         while not path.exists():
             assert writer.poll() is None
             time.sleep(0.01)
-        while not partial.exists():
+        while not partial_folders(path):
             assert writer.poll() is None
         writer.kill()
         writer.wait()
-        if partial.exists():
+        if partial_folders(path):
             return path
     raise AssertionError("never killed while it wrote")
 
@@ -98,7 +96,7 @@ def test_nothing_is_written_through_a_link_that_others_laid_next_to_a_file(tmp_p
     target, folder = tmp_path / "mine", tmp_path / "shared"
     target.write_text("mine")
     folder.mkdir()
-    (folder / ".x.md.partial").symlink_to(target)
+    (folder / ".x.md.0123abcd.partial").symlink_to(target)
     write_text(folder / "x.md", "new")
     assert ((folder / "x.md").read_text(), (folder / "x.md").is_symlink()) == ("new", False)
     assert target.read_text() == "mine"
@@ -108,8 +106,8 @@ def test_a_file_is_removed_with_what_a_killed_writer_left(tmp_path: Path) -> Non
     path = tmp_path / "x.safetensors"
     remove(path)
     write_tensors(path, {"x": torch.zeros(3)})
-    (tmp_path / f".{path.name}.partial").mkdir()
-    (tmp_path / f".{path.name}.partial" / ".tmpA1b2").write_text("left")
+    (tmp_path / f".{path.name}.0a1b2c3d.partial").mkdir()
+    (tmp_path / f".{path.name}.0a1b2c3d.partial" / ".tmpA1b2").write_text("left")
     remove(path)
     assert list(tmp_path.iterdir()) == []
 

@@ -216,8 +216,7 @@ def test_a_training_whose_start_was_cut_off_is_reported_and_restarted(manifest: 
     (tmp_path / "cut" / "started.json").touch()
     with pytest.raises(ConfitError, match=r"started\.json: is damaged"):
         train(manifest, tmp_path / "cut", recipe, resume=True)
-    (tmp_path / "killed").mkdir()
-    (tmp_path / "killed" / ".started.json.partial").touch()
+    (tmp_path / "killed" / ".started.json.0123abcd.partial").mkdir(parents=True)
     assert train(manifest, tmp_path / "killed", recipe) is not None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from confit_runtime.errors import UsageError
-from confit_runtime.files import default_cache, partial_folder, remove_leftovers, write_atomic, write_new_atomic
+from confit_runtime.files import default_cache, partial_folder, remove_leftovers, write_atomic, write_new_private
 from tests.full_disk import limited_file_size
 
 
@@ -32,7 +32,7 @@ def test_a_file_that_cannot_be_written_leaves_the_former_one_alone(
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("write", [write_atomic, write_new_atomic])
+@pytest.mark.parametrize("write", [write_atomic, write_new_private])
 def test_where_a_disk_is_full_the_file_that_was_asked_for_is_named(
     tmp_path: Path, write: Callable[[Path, bytes], None]
 ) -> None:
@@ -62,9 +62,9 @@ def test_a_new_file_is_not_seen_before_it_is_whole(
     with monkeypatch.context() as stopped:
         stopped.setattr(os, "fsync", stop)
         with pytest.raises(type(ends_with)):
-            write_new_atomic(path, b"new")
+            write_new_private(path, b"new")
     assert (seen, list(tmp_path.iterdir())) == ([False], [])
-    write_new_atomic(path, b"new", 0o600)
+    write_new_private(path, b"new")
     assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", 0o600)
 
 
@@ -74,7 +74,7 @@ def test_a_new_file_replaces_none_and_takes_no_name_that_another_is_being_writte
     writing.touch()
     for taken in (path, tmp_path / "mid.flac"):
         with pytest.raises(FileExistsError):
-            write_new_atomic(taken, b"new")
+            write_new_private(taken, b"new")
     assert path.read_bytes() == b"former"
     assert sorted(tmp_path.iterdir()) == [writing, path]
 
