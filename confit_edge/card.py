@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from confit_edge.encoders import encoder_name
 from confit_edge.probes.metrics import Merit, merit_name, named_probes
 from confit_edge.probes.tables import escaped, escaped_sentence
-from confit_runtime.data_warnings import data_warnings, lacks_groups
+from confit_runtime.data_warnings import data_warnings
 from confit_runtime.formatting import format_count, format_list
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def run_card(info: RunInfo, metrics: dict[str, Any]) -> str:
 
 
 def _grouping_text(data: dict[str, Any]) -> str:
-    return "here every clip without a group counts as its own" if lacks_groups(data) else "no group is in two splits"
+    return "no group is in two splits" if data["grouped"] else "here every clip without a group counts as its own"
 
 
 def _weights_text(info: RunInfo) -> str:

@@ -39,7 +39,6 @@ from confit_runtime.formatting import format_count, format_quoted_list
 SCHEMA = 2
 LONGEST_WINDOW_S = 3600.0  # of an encoder; a run.json with a longer one is damaged
 CHECKPOINT = "checkpoint.safetensors"
-_EARLIER = " (or the run is from an earlier version, which treated background differently; if so, train again)"
 _FILES = ("run.json", "metrics.json", "encoder.safetensors", "probe.safetensors")
 
 
@@ -56,8 +55,8 @@ class RunInfo:
     lr: float  # chosen on validation where the recipe lists several
     kept_epoch: int
     data: dict[str, Any]  # manifest, fingerprint, clips and groups by split, seconds of background by use, problems
+    encoder_sha256: str  # of the weights that training began with
     distilled: dict[str, Any] | None = None  # for a student: its teacher, the lesson, the unlabelled sound
-    encoder_sha256: str | None = None  # of the weights that training began with; None in runs of earlier versions
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -292,15 +291,13 @@ def _describe_difference(info: RunInfo, corpus: Corpus, rate: int) -> str:
         )
         if before != after:
             differences.append(f"{split} had {before} and now has {after}")
-    background = [
+    differences += [
         f"the background {use} lasted {was[key]:g} s and now lasts {now[key]:g} s"
         for key, use in (("background_train_s", "for training"), ("background_val_s", "for thresholds"))
-        if was.get(key, now[key]) != now[key]
+        if was[key] != now[key]
     ]
-    differences += background
-    earlier = bool(background or (corpus.background_train and not differences))
     same = "the same number of clips and groups of the same classes, but different sound, labels, splits or background"
-    return ("; ".join(differences) or same) + (_EARLIER if earlier else "")
+    return "; ".join(differences) or same
 
 
 def _left_out(corpus: Corpus) -> str:

@@ -140,7 +140,7 @@ def starting_encoder(run: Run) -> Encoder:
     """The encoder that a run started from, as it was. Raises UsageError if it is missing or has changed since."""
     name = run.recipe.encoder
     encoder = pretrained(name, run.recipe.window, **run.recipe.encoder_options())
-    if run.info.encoder_sha256 not in (None, weights_sha256(encoder)):
+    if run.info.encoder_sha256 != weights_sha256(encoder):
         raise UsageError(f"--encoder {name}: has different weights from those that the run was trained from")
     return encoder.eval()
 

@@ -42,21 +42,17 @@ def restore(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read a checkpoint into modules and optimiser; returns the plain data and the weights of the epoch kept.
 
-    Raises ConfitError when it is damaged, belongs to another `training`, or is from a version that recorded no training.
+    Raises ConfitError when it is damaged, or belongs to another `training`.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            plain, of = json.loads(file.metadata()["plain"]), file.metadata().get("training")
+            plain, of = json.loads(file.metadata()["plain"]), file.metadata()["training"]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ConfitError(f"{path}: the checkpoint is damaged ({error}); remove it to train from the start") from error
 
-    if of is None:
-        raise ConfitError(
-            f"{path}: the checkpoint is from an earlier version of confit-edge; remove it to train from the start"
-        )
     if of != training:
         raise ConfitError(f"{path}: the checkpoint belongs to another training; remove it to train from the start")
 

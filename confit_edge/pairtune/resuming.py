@@ -75,7 +75,7 @@ def started_training(out: Path) -> dict[str, Any] | None:
         started: dict[str, Any] = json.loads(beginning.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfitError(f"{beginning}: is damaged ({error}); remove {out} and train again") from error
-    if missing := {"recipe", "fingerprint", "distilled", "chosen_by", "processes"} - set(started):
+    if missing := {"recipe", "fingerprint", "distilled", "chosen_by", "processes", "encoder_sha256"} - set(started):
         raise ConfitError(f"{beginning}: lacks {', '.join(sorted(missing))}; remove {out} and train again")
     return started
 
@@ -115,8 +115,7 @@ def digest(recipe: Recipe, corpus: Corpus, lr: float, epochs: int) -> str:
 
 def check_same_training(out: Path, before: dict[str, Any], started: dict[str, Any]) -> None:
     """Raise UsageError naming what differs where `before`, in `out`, has another recipe, data or teacher than `started`."""
-    version = " (or it was started with an earlier version, which treated background differently)"
-    changed = _differences(before, started, "now", version if before["recipe"].get("background") else "")
+    changed = _differences(before, started, "now", "")
     if before["processes"] not in (None, started["processes"]):  # each draws its own dropout
         changed.append(f"the number of processes ({before['processes']}, now {started['processes']})")
     if changed:
@@ -157,7 +156,7 @@ def _differences(before: dict[str, Any], started: dict[str, Any], now: str, of_d
     """What differs between the training `before` and the one `started`; `of_data` follows "the data" where they do."""
     recipe, same_data = before["recipe"], before["fingerprint"] == started["fingerprint"]
     moved = {"background", "others"} if same_data else set()
-    same_start = before.get("encoder_sha256") == started["encoder_sha256"]
+    same_start = before["encoder_sha256"] == started["encoder_sha256"]
     if same_start:
         moved.add("encoder")
     changed = [

@@ -217,7 +217,7 @@ class Merit:
     @classmethod
     def of(cls, found: dict[str, Any]) -> Merit:
         """Build it from a result of `confit_edge.probes.dual.score`: mAP of all clips if multi-label, else accuracy."""
-        several = "map_low" in found  # the result of an old teacher may have mAP without an interval
+        several = "map" in found
         keys = (
             ("map", "map_low", "map_high", "clips", "clip_groups")
             if several

@@ -97,11 +97,9 @@ def prepare(
             "manifest": str(source.manifest),
             "fingerprint": corpus.fingerprint,
             "encoder_sha256": weights_sha256(bench.encoder(source.recipe)),
+            "figure": (figure := merit_name(multi_label=corpus.multi_label)),
             "version": __version__,
         }
-        figure = merit_name(multi_label=corpus.multi_label)
-        if figure != "accuracy":
-            header["figure"] = figure
         journal = Journal(out, header)
         outcomes = journal.open()
         trials = {_with_first_encoder_name(trial, source, journal).key(study.name): trial for trial in planned}

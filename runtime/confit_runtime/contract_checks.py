@@ -8,7 +8,7 @@ from typing import Any
 from confit_runtime.errors import ModelError
 
 SPLITS = ("train", "val", "test")
-REQUIRED = ("fingerprint", "clips", "groups")  # required in `data`, unless it is empty
+REQUIRED = ("fingerprint", "clips", "groups", "own", "grouped")  # required in `data`, unless it is empty
 Check = Callable[[object], bool]
 
 

@@ -20,7 +20,7 @@ def data_warnings(data: Mapping[str, Any]) -> list[str]:
     """
     if not data:
         return []
-    clips, groups = ({split: _split_counts(data, split)[key] for split in data["clips"]} for key in ("clips", "groups"))
+    clips, groups = ({split: data["own"][split][key] for split in data["clips"]} for key in ("clips", "groups"))
     found = []
     judged = () if data.get("multi_label") else (("test", "test"), ("val", "validation"))
     for split, name in judged:
@@ -31,7 +31,7 @@ def data_warnings(data: Mapping[str, Any]) -> list[str]:
                 " time: look at the results of the other classes"
             )
             break
-    if lacks_groups(data):
+    if not data["grouped"]:  # in at least one class nobody said which clips belong together
         own_groups = "every clip is a group of its own"
         alone = own_groups if clips == groups else "in at least one class most clips are each a group of their own"
         found.append(
@@ -55,25 +55,7 @@ def data_warnings(data: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def lacks_groups(data: Mapping[str, Any]) -> bool:
-    """Whether, in at least one class, nobody said which clips belong together.
-
-    For files of older versions: whether no two clips share a group.
-    """
-    if "grouped" in data:
-        return not data["grouped"]
-    if own := data.get("own"):
-        return all(row["clips"] == row["groups"] for row in own.values())
-    return bool(data["clips"] == data["groups"])
-
-
 def has_enough_clips(data: Mapping[str, Any], split: str) -> bool:
     """Whether a split has enough clips and groups of the labels that fire for its accuracy to be published."""
-    own = _split_counts(data, split)
+    own = data["own"][split]
     return own["clips"] >= FEW_CLIPS and own["groups"] >= FEW_GROUPS
-
-
-def _split_counts(data: Mapping[str, Any], split: str) -> Mapping[str, int]:
-    """The `clips` and `groups` of the labels that fire in a split; for files of older versions, of all labels."""
-    own: Mapping[str, int] = data.get("own", {}).get(split) or {key: data[key][split] for key in ("clips", "groups")}
-    return own

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,7 +47,6 @@ def _facts(contract: Contract, size: int) -> list[tuple[str, str]]:
     if "lost" in parity:
         low, high = (100 * parity["lost"][end] for end in ("low", "high"))
         points, clips = 100 * parity["lost"]["difference"], f"{parity['clips_lost']} of {parity['clips']} clips"
-        # earlier exports have no interval if nothing was lost in any resample
         interval = f" {format_interval(low, high, '+.2f')}" if low < high else ""
         of_map = f"; mAP {100 * parity['map_lost']:+.2f} points" if "map_lost" in parity else ""
         rows.append(("lost on validation", f"{points:+.2f} points{interval}, paired; {clips}{of_map}"))
@@ -141,8 +139,8 @@ def format_accuracy(measured: dict[str, Any]) -> str:
 
 
 def format_map(measured: dict[str, Any]) -> str:
-    """The mean average precision of a multi-label model, in per cent; older exports have no interval."""
-    return format_percent(measured["map"], measured.get("map_low", math.nan), measured.get("map_high", math.nan))
+    """The mean average precision of a multi-label model, in per cent."""
+    return format_percent(measured["map"], measured["map_low"], measured["map_high"])
 
 
 def clip_noun(contract: Contract) -> str:

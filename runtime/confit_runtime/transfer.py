@@ -17,7 +17,6 @@ from confit_runtime.enrollment import (
     check_sole_owner,
     embed_sound,
     model_kind,
-    removal_command,
 )
 from confit_runtime.errors import GalleryError, UsageError
 from confit_runtime.files import replacing
@@ -117,7 +116,7 @@ def re_enroll_prints(gallery: Gallery, model: Model, kind: Kind | None = None) -
                 f"{gallery.path}: the audio of {missing} of {name}'s {len(prints)} prints was not kept (enroll"
                 " --keep-audio): enroll from clips again, into another --gallery"
             )
-        sounds = [_decode_kept(gallery, name, one, model) for one in prints]
+        sounds = [_decode_kept(gallery, one, model) for one in prints]
         embeddings = np.stack([_embed_kept(model, sound, target_kind) for sound in sounds])
         made[name] = np.stack([one.embedding for one in prints]), embeddings
     gallery.replace_prints(model, target_kind, made)
@@ -125,7 +124,7 @@ def re_enroll_prints(gallery: Gallery, model: Model, kind: Kind | None = None) -
 
 
 def _check_signs(name: str, prints: Sequence[Print], gallery: Gallery) -> None:
-    """Raise UsageError if a gallery has one of a name's prints with the other sign."""
+    """Raise UsageError if a gallery has one of a prints with the other sign."""
     for negative in (False, True):
         contrary = gallery.blobs(name, negative=not negative)
         both = [one.source for one in prints if one.negative == negative and one.blob in contrary]
@@ -165,21 +164,14 @@ def _embed_kept(model: Model, sound: Pcm, kind: Kind) -> Floats:
     return embed_sound(model, sound) if kind == "sound" else model.embed(sound, model.contract.sample_rate)
 
 
-def _decode_kept(gallery: Gallery, name: str, print_: Print, model: Model) -> Pcm:
-    """The kept audio `[samples]` of a name's print, at the model's rate."""
+def _decode_kept(gallery: Gallery, print_: Print, model: Model) -> Pcm:
+    """The kept audio `[samples]` of a print, at the model's rate."""
     import soundfile
 
     try:
         with soundfile.SoundFile(io.BytesIO(print_.audio or b"")) as sound:
-            if sound.channels != 1:
+            if sound.channels != 1 or sound.frames > MAX_CLIP_S * sound.samplerate:
                 raise ValueError("not a clip that was kept")
-            if sound.frames > MAX_CLIP_S * sound.samplerate:
-                raise GalleryError(
-                    f"{gallery.path}: the audio of {name}'s print from {print_.source}, kept by an earlier version,"
-                    f" is longer than {MAX_CLIP_S // 60} minutes, the limit for clips read as a whole: remove"
-                    f" the name (`{removal_command(name, gallery.path)}`), and enroll it again from shorter clips once the"
-                    " others are re-enrolled"
-                )
             return resample(sound.read(dtype="float32"), sound.samplerate, model.contract.sample_rate)
     except (RuntimeError, ValueError, TypeError, UsageError) as error:
         raise GalleryError(f"{gallery.path}: audio kept in it is damaged") from error

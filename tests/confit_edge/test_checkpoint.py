@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from confit_edge.files import write_tensors
 from confit_edge.pairtune import checkpoint
 from confit_runtime.errors import ConfitError
 
@@ -109,12 +107,3 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfitError, match=str(path)) as caught:
         checkpoint.restore(path, modules, optimiser, "a training")
     assert "\n" not in str(caught.value)
-
-
-def test_a_checkpoint_of_an_earlier_version_is_not_reported_as_damaged(tmp_path: Path) -> None:
-    """It did not tell of which training it is."""
-    path = tmp_path / "checkpoint.safetensors"
-    modules, optimiser = training(0)
-    write_tensors(path, state(modules), {"plain": json.dumps(PLAIN)})
-    with pytest.raises(ConfitError, match="from an earlier version of confit-edge; remove it"):
-        checkpoint.restore(path, modules, optimiser, "a training")

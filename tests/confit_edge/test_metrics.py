@@ -24,7 +24,6 @@ from sklearn.metrics import (
 from confit_edge.data.corpus import Clips
 from confit_edge.probes.judge import judge
 from confit_edge.probes.metrics import (
-    Merit,
     Resamples,
     accuracy,
     average_precisions,
@@ -142,14 +141,6 @@ def test_a_class_that_every_clip_is_of_has_no_precision() -> None:
     assert (alone["map"], alone["map_high"]) == (1.0, 1.0)
     assert alone["map_low"] == pytest.approx(clustered_share_interval(1.0, 0.0, np.array([10, 10, 10]))[0])
     assert (precision_gains(scores[:, :1], np.ones((30, 1), np.int8)) == 0).all()
-
-
-def test_results_from_before_map_had_an_interval_are_reported_by_accuracy() -> None:
-    """Such as what a teacher of several labels brings along: distill ended at it when all was trained."""
-    before = {"accuracy": 0.9, "low": 0.8, "high": 1.0, "n": 20, "groups": 4, "map": 0.5}
-    assert Merit.of(before) == Merit("accuracy", 0.9, 0.8, 1.0, 20, 4)
-    now = {**before, "map_low": 0.4, "map_high": 0.6, "clips": 30, "clip_groups": 5}
-    assert Merit.of(now) == Merit("mAP", 0.5, 0.4, 0.6, 30, 5)
 
 
 def test_the_weights_of_a_draw_are_clips_repeated() -> None:

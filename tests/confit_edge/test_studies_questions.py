@@ -321,8 +321,6 @@ def test_a_study_of_several_labels_reports_map(tones: Path, recipe: Recipe, tmp_
     header.write_text(json.dumps(plain))
     with pytest.raises(UsageError, match="differs in figure"):
         plan("convergence", several, recipe, tmp_path / "convergence")
-    with pytest.raises(UsageError, match="convergence: an earlier version did not judge it by mAP"):
-        prepare(find("isotropy"), planned.source, tmp_path / "out", seeds=1, earlier=[header.parent])
 
 
 def test_unseen_needs_classes_to_hold_back(tones: Path, recipe: Recipe, tmp_path: Path) -> None:

@@ -85,11 +85,12 @@ def test_files_of_other_versions_get_advice_on_what_to_do() -> None:
 
 
 CLIPS = {"train": 60, "val": 40, "test": 0}
-DATA = {"fingerprint": "", "clips": CLIPS, "groups": CLIPS}
+OWN = {split: {"clips": 1, "groups": 1} for split in CLIPS}
+DATA = {"fingerprint": "", "clips": CLIPS, "groups": CLIPS, "own": OWN, "grouped": True}
 
 
 def test_data_and_calibration_are_read_in_the_form_that_export_writes() -> None:
-    data = {**DATA, "own": {split: {"clips": 1, "groups": 1} for split in CLIPS}, "repeated": {"val": 0, "test": 0}}
+    data = {**DATA, "repeated": {"val": 0, "test": 0}}
     enroll = {"kind": "speaker", "threshold": 0.7, "margin": 0.03, "genuine": 0.9, "trials": 40}
     contract = tiny_model.contract(data=data, calibration={"enroll": enroll, "detection": {"words": 3}})
     assert Contract.from_json(contract.to_json()) == contract
@@ -100,7 +101,7 @@ def test_data_and_calibration_are_read_in_the_form_that_export_writes() -> None:
     [
         ("data", {**DATA, "clips": 90}, r"'data\.clips' must be a count for train, val and test; it is '90'"),
         ("data", {**DATA, "groups": {**CLIPS, "val": 1.5}}, r"'data\.groups'"),
-        ("data", {"fingerprint": "", "clips": CLIPS}, "'data' lacks groups"),
+        ("data", {"fingerprint": "", "clips": CLIPS}, "'data' lacks groups, own, grouped"),
         ("data", {**DATA, "colour": "red"}, "'data' has unknown keys: colour"),
         ("data", {**DATA, "own": {"val": {"clips": 3}}}, r"'data\.own'"),
         ("calibration", {"colour": {}}, "'calibration' has unknown keys: colour"),

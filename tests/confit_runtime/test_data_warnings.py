@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from confit_runtime.data_warnings import data_warnings, has_enough_clips
@@ -9,10 +11,15 @@ from confit_runtime.describe import facts
 from tests import tiny_model
 
 
-def data(clips: int, groups: int) -> dict[str, dict[str, int]]:
-    """Of a model that was chosen by so many clips."""
+def data(clips: int, groups: int) -> dict[str, Any]:
+    """Of a model that was chosen by so many clips, all of labels that fire."""
     parts = ("train", "val", "test")
-    return {"clips": dict.fromkeys(parts, clips), "groups": dict.fromkeys(parts, groups)}
+    return {
+        "clips": dict.fromkeys(parts, clips),
+        "groups": dict.fromkeys(parts, groups),
+        "own": {key: {"clips": clips, "groups": groups} for key in parts},
+        "grouped": clips > groups,
+    }
 
 
 def test_many_clips_of_many_groups_need_no_caution() -> None:
@@ -41,7 +48,7 @@ def test_an_accuracy_is_published_where_nothing_is_said_against_it(clips: int, g
 def test_only_clips_of_labels_that_can_fire_count() -> None:
     """Ten clips of a wake word among hundreds of what it is told from prove little, whatever the accuracy."""
     few = {"train": {"clips": 7, "groups": 7}, "val": {"clips": 2, "groups": 2}, "test": {"clips": 1, "groups": 1}}
-    unknown, alone, chosen = data_warnings({**data(115, 40), "own": few})
+    unknown, alone, chosen = data_warnings({**data(115, 40), "own": few, "grouped": False})
     assert (
         "114 of 115 test clips are of the unknown class, so a model that always gave that answer would be right 99.1 %"
         in unknown

@@ -122,7 +122,7 @@ def test_prints_do_not_come_under_a_second_name(tmp_path: Path, model: Model) ->
 
 
 def test_carried_prints_are_not_checked_again(tmp_path: Path, model: Model) -> None:
-    """Older versions enrolled one print under two names, and voices with too little: a copy of a gallery keeps all of it."""
+    """A program may carry one print under two names, and voices with too little: a copy of a gallery keeps all of it."""
     shared, own = random_prints(2)[:, None]
     with Gallery.open(tmp_path / "old.db", model, create=True, kind="speaker") as old:
         for name, prints in (("ada", shared), ("bob", np.concatenate([shared, own]))):
@@ -190,7 +190,7 @@ def test_kept_audio_is_enrolled_again_with_another_model(tmp_path: Path, model: 
 
 
 @pytest.mark.parametrize("what", ["hours", "channels", "text"])
-def test_oversized_kept_audio_is_an_error(tmp_path: Path, model: Model, what: str) -> None:
+def test_kept_audio_that_no_clip_gives_is_an_error(tmp_path: Path, model: Model, what: str) -> None:
     path = tmp_path / "gallery.db"
     with Gallery.open(path, model, create=True) as gallery:
         enroll_bell(gallery, model)
@@ -198,10 +198,7 @@ def test_oversized_kept_audio_is_an_error(tmp_path: Path, model: Model, what: st
     soundfile.write(held := io.BytesIO(), samples, 1000, format="FLAC")
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("UPDATE audio SET flac = ?", (b"text" if what == "text" else held.getvalue(),))
-    told = "audio kept in it is damaged"
-    if what == "hours":
-        told = r"audio of bell's print from bell\.wav, .* is longer than 60 minutes, .*\(`confit-edge gallery remove bell --gall"
-    with Gallery.open(path) as gallery, pytest.raises(GalleryError, match=told):
+    with Gallery.open(path) as gallery, pytest.raises(GalleryError, match="audio kept in it is damaged"):
         re_enroll_prints(gallery, model)
 
 
