@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
@@ -233,14 +231,11 @@ def _percent(row: dict[str, Any]) -> str:
 
 def write_curve(plot: Path, curve: list[dict[str, float]], report: dict[str, Any]) -> None:
     """Write DET.csv, and DET.png next to it."""
+    from confit_edge.data.tables import csv_text
     from confit_edge.geometry.plots import det, report_failed_plot
     from confit_runtime.files import write_atomic
 
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(curve[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(curve)
-    write_atomic(plot.with_suffix(".csv"), text.getvalue().encode())
+    write_atomic(plot.with_suffix(".csv"), csv_text(curve).encode())
     with report_failed_plot(plot, say):
         det(curve, report, plot)
         say(f"wrote {plot} and {plot.with_suffix('.csv')}")

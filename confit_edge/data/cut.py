@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from confit_edge.data.manifest import UNKNOWN, Clip
-from confit_edge.data.tables import relative
+from confit_edge.data.tables import csv_text, relative
 from confit_runtime.audio import flac_rate, open_sound, unreadable_error
 from confit_runtime.errors import AudioError, ConfitError, UsageError
 from confit_runtime.files import is_partial, make_folder, partial_folder, remove_leftovers, write_atomic
@@ -233,12 +231,12 @@ def _write(out: Any, frames: Any) -> None:
 def write_table(clips: Sequence[Clip], path: Path) -> bool:
     """Write the manifest of clips, whole or not at all; return whether it has the column `labels`, for clips with several."""
     several = any(len(clip.labels) > 1 for clip in clips)
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["path", "labels" if several else "label", "group"])
-    for clip in clips:
-        table.writerow([relative(clip.path, path.parent), "|".join(clip.labels) or UNKNOWN, clip.group])
-    write_atomic(path, text.getvalue().encode())
+    column = "labels" if several else "label"
+    rows = [
+        {"path": relative(clip.path, path.parent), column: "|".join(clip.labels) or UNKNOWN, "group": clip.group}
+        for clip in clips
+    ]
+    write_atomic(path, csv_text(rows).encode())
     return several
 
 

@@ -13,9 +13,7 @@ or a folder with one sub-folder per class: CLASS/clip.wav, or CLASS/GROUP/clip.w
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import os
 import unicodedata
@@ -25,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 
-from confit_edge.data.tables import ManifestError, check_utf8, is_unicode, read_table, relative
+from confit_edge.data.tables import ManifestError, check_utf8, csv_text, is_unicode, read_table, relative
 from confit_runtime.audio import SOUND_SUFFIXES
 from confit_runtime.errors import UsageError
 from confit_runtime.files import write_atomic
@@ -231,15 +229,14 @@ def write_manifest(manifest: Manifest, path: str | Path, *, overwrite: bool = Tr
     ManifestError if it cannot be written.
     """
     target = Path(os.path.abspath(path))
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["path", "labels" if manifest.multi_label else "label", "group", "split"])
+    column = "labels" if manifest.multi_label else "label"
+    rows = []
     for clip in manifest.clips:
         name = relative(clip.path, target.parent)
         if not is_unicode(name):
             check_utf8(clip.path)
-        table.writerow([name, "|".join(clip.labels), clip.group, clip.split or ""])
-    data = text.getvalue().encode()
+        rows.append({"path": name, column: "|".join(clip.labels), "group": clip.group, "split": clip.split})
+    data = csv_text(rows).encode()
     if not overwrite and target.is_file() and target.read_bytes() != data:
         raise UsageError(f"{path}: already exists, with other contents; choose another -o, or remove it")
     try:

@@ -1,4 +1,4 @@
-"""Read tables from disk (CSV, JSONL, Parquet, or a folder per class): columns, and rows that know their place."""
+"""Tables on disk: read from CSV, JSONL, Parquet or a folder per class, as rows that know their place; written as CSV."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 
@@ -49,6 +49,18 @@ def read_table(source: Path, wanted: Collection[str | None]) -> Table:
     if twice:
         raise ManifestError(f"{source}: more than one column is called {twice[0]!r}")
     return columns, rows
+
+
+def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
+    """The rows as CSV, with a column for each key in any of them. Lines end with a line feed alone.
+
+    Names are written unchanged, so that programs can match them, even one like `=A1`, which a spreadsheet reads as a formula.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _read_utf8(source: Path) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from pathlib import Path
 from typing import Any
 
+from confit_edge.data.tables import csv_text
 from confit_edge.files import write_text
 
 # marks of Markdown and HTML; a closing bracket counts only before ( or [, so not in `90.0 [81.2, 95.1]`
@@ -43,15 +42,8 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the rows, with a column for each key in any of them; the file is written whole or not at all.
-
-    Names are written unchanged, so that programs can match them, even one like `=A1`, which a spreadsheet reads as a formula.
-    """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    """Write the rows as `csv_text` has them; the file is written whole or not at all."""
+    write_text(path, csv_text(rows))
 
 
 def nan_to_none(row: dict[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 
 from confit_edge.files import write_text
-from confit_edge.probes.tables import escaped
+from confit_edge.probes.tables import escaped, write_csv
 from confit_edge.runs import versions
 from confit_edge.studies.chart import draw
 from confit_edge.studies.engine import Planned
@@ -23,7 +21,7 @@ def write_report(planned: Planned, results: Results, command: str) -> list[str]:
     """Write the report into the study's folder and return the sentences of the conclusion."""
     out, study = planned.journal.path, planned.study
     table = tabulate(results)
-    write_text(out / "table.csv", to_csv(table))
+    write_csv(out / "table.csv", table)
     write_text(out / "table.md", to_markdown(results))
     conclusions = [facts(results), *study.conclude(results)]
     write_text(out / "conclusions.md", "\n".join(conclusions) + "\n")
@@ -101,15 +99,6 @@ def seeds_of(results: Results, arm: Arm) -> dict[str, int]:
     exact = [row for row in results.rows if row.arm == arm]
     diverged = [outcome for outcome in results.diverged if outcome.arm.items() <= arm.items()]
     return {"seeds": len({row.seed for row in exact}), "diverged": len(diverged)}
-
-
-def to_csv(table: list[dict[str, Scalar | None]]) -> str:
-    """Return the table as CSV, with all digits."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(table[0]) if table else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    return text.getvalue()
 
 
 def to_markdown(results: Results) -> str:

@@ -130,7 +130,7 @@ def test_where_a_disk_is_full_the_file_is_named_and_the_former_one_stays(tmp_pat
 def test_a_table_takes_the_place_of_the_former_one_when_it_is_whole(tmp_path: Path) -> None:
     path, former = tmp_path / "history.csv", tmp_path / "former.csv"
     write_csv(path, [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "val": 0.9}])
-    assert path.read_bytes() == b"epoch,loss,val\r\n1,0.5,\r\n2,,0.9\r\n"
+    assert path.read_bytes() == b"epoch,loss,val\n1,0.5,\n2,,0.9\n"
     os.link(path, former)
     write_csv(path, [{"epoch": 3}])
     assert path.read_text().split() == ["epoch", "3"]
