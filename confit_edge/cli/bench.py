@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from confit_edge.cli._console import Json, emit, say
+from confit_runtime.formatting import format_table
 from confit_runtime.names import escape_controls
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def bench(
     if json:
         emit("summary", models=len(rows))
     else:
-        print(_table(rows))
+        print("\n".join(format_table([HEADS, *map(_cells, rows)], left=2)))
         print(
             f"\nThis machine on one thread: {rates.fp32 / 1e9:.0f} G multiply-adds per second in fp32,"
             f" {rates.int8 / 1e9:.0f} G in int8"
@@ -132,19 +133,6 @@ def _machine() -> dict[str, str]:
     from confit_runtime.gemm import processor
 
     return {"processor": processor(), "onnxruntime": onnxruntime.__version__}
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    """The table, with columns as wide as their cells and numbers aligned to the right."""
-    cells = [list(HEADS), *([*_cells(row)] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if at < 2 else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in cells
-    )
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

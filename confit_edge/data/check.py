@@ -32,7 +32,7 @@ from confit_edge.data.splits import (
     with_splits,
 )
 from confit_edge.data.tables import ManifestError, relative
-from confit_runtime.formatting import format_count, format_quoted_list
+from confit_runtime.formatting import format_count, format_quoted_list, format_table
 from confit_runtime.frames import loudest_db
 
 IMBALANCE = 10.0  # warn when the largest class has this many times the clips of the smallest
@@ -134,8 +134,7 @@ class Report:
         for label, stats in self.classes.items():
             numbers = [stats.clips, f"{stats.seconds:.1f}", stats.groups, *(stats.splits[split] for split in splits)]
             rows.append([label, *map(str, numbers)])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+        return format_table(rows)
 
 
 def check(manifest: Manifest, store: ClipStore, *, progress: Progress | None = None) -> Report:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from confit_edge.files import write_text
-from confit_edge.probes.tables import escaped, write_csv
+from confit_edge.probes.tables import escaped, markdown, write_csv
 from confit_edge.runs import versions
 from confit_edge.studies.chart import draw
 from confit_edge.studies.engine import Planned
@@ -110,10 +110,7 @@ def to_markdown(results: Results) -> str:
     columns = list(dict.fromkeys(key for arm in table for key in arm))
     metrics = _names(results, "shares")
     numbers = [name for name in _names(results, "numbers") if name in SHOWN or not metrics]
-    lines = [
-        _line([*columns, "seeds", *metrics, *numbers]),
-        _line(["---"] * (len(columns) + 1 + len(metrics + numbers))),
-    ]
+    rows = []
     for arm in table:
         counts = seeds_of(results, arm)
         seeds = f"{counts['seeds']} ({counts['diverged']} diverged)" if counts["diverged"] else str(counts["seeds"])
@@ -122,8 +119,8 @@ def to_markdown(results: Results) -> str:
         rest = [_shown(of_arm.number(number), 1, 3) for number in numbers]
         if not any(shares + rest) and not counts["diverged"]:
             continue
-        lines.append(_line([*(escaped(str(arm.get(column, ""))) for column in columns), seeds, *shares, *rest]))
-    return "\n".join(lines) + "\n"
+        rows.append([*(escaped(str(arm.get(column, ""))) for column in columns), seeds, *shares, *rest])
+    return markdown([*columns, "seeds", *metrics, *numbers], rows) + "\n"
 
 
 def _names(results: Results, kind: str) -> list[str]:
@@ -142,7 +139,3 @@ def _shown(estimate: Estimate, factor: float, digits: int) -> str:
     if estimate.low == estimate.low:
         text += f" {format_interval(factor * estimate.low, factor * estimate.high, f'.{digits}f')}"
     return text
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -34,6 +34,14 @@ def format_percent(share: float, low: float, high: float, unit: str = " %") -> s
     return f"{100 * share:.1f}{unit}" + ("" if math.isnan(low) else f" {format_interval(100 * low, 100 * high)}")
 
 
+def format_table(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """A line per row, with columns as wide as their cells: the first `left` aligned to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([*map(str.ljust, row[:left], widths), *map(str.rjust, row[left:], widths[left:])]) for row in rows
+    ]
+
+
 def format_distinct(one: float, other: float) -> tuple[str, str]:
     """Two different numbers with two decimals, or with as many as it takes to see that they differ: `0.713`, `0.714`."""
     for decimals in range(2, 17):

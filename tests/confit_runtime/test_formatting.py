@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from confit_runtime.formatting import format_distinct, format_interval, format_list, format_percent, format_quoted_list
+from confit_runtime.formatting import (
+    format_distinct,
+    format_interval,
+    format_list,
+    format_percent,
+    format_quoted_list,
+    format_table,
+)
 from confit_runtime.names import closest_name, format_known_names
 
 
@@ -26,6 +33,12 @@ def test_shares_are_formatted_in_per_cent_with_their_interval() -> None:
     assert format_percent(0.9591, 0.931, 0.9779, unit="") == "95.9 [93.1, 97.8]"
     assert format_percent(0.9591, float("nan"), float("nan")) == "95.9 %"
     assert format_interval(-0.5, 1.25, "+.2f") == "[-0.50, +1.25]"
+
+
+def test_the_columns_of_a_table_are_as_wide_as_their_cells() -> None:
+    rows = [("of", "kind", "n"), ("bench", "x", "100")]
+    assert format_table(rows) == ["of     kind    n", "bench     x  100"]
+    assert format_table(rows, left=2) == ["of     kind    n", "bench  x     100"]
 
 
 def test_two_numbers_are_shown_with_as_many_decimals_as_tell_them_apart() -> None:
