@@ -53,14 +53,24 @@ def power(spectrum: Tensor) -> Tensor:
     return real.square() + imaginary.square()
 
 
-def needed_bins(filters: Tensor) -> tuple[int, int]:
-    """The first and the last bin that the mel `filters [bins, bands]` use; no others need computing."""
-    heard = filters.any(dim=1).nonzero()
-    return int(heard.min()), int(heard.max())
+class MelSpectrum(nn.Module):
+    """A `spectrum` of the bins that the mel `filters [fft // 2 + 1, bands]` use, and their part for these bins, `mel`.
+
+    Neither is trained or stored. `options` are those of `Spectrum`.
+    """
+
+    mel: Tensor
+
+    def __init__(self, filters: Tensor, *, fft: int, taps: int, hop: int, **options: Any) -> None:
+        super().__init__()
+        heard = filters.any(dim=1).nonzero()
+        first, last = int(heard.min()), int(heard.max())
+        self.spectrum = Spectrum(fft=fft, taps=taps, hop=hop, first=first, last=last, **options)
+        self.register_buffer("mel", filters[first : last + 1], persistent=False)
 
 
-def mel_filters(bins: int, bands: int, low: float, high: float = 8000.0, **options: Any) -> Tensor:
-    """Triangular mel filters `[bins, bands]` from `low` to `high` Hz on a spectrum up to 8 kHz.
+def mel_filters(fft: int, bands: int, low: float, high: float = 8000.0, **options: Any) -> Tensor:
+    """Triangular mel filters `[fft // 2 + 1, bands]` from `low` to `high` Hz on a spectrum up to 8 kHz.
 
     `options` are those of transformers' `mel_filter_bank`: `mel_scale`, `norm`, `triangularize_in_mel_space`.
     """
@@ -68,4 +78,4 @@ def mel_filters(bins: int, bands: int, low: float, high: float = 8000.0, **optio
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # narrow bands may fall between two bins, as they do in the published filters
-        return torch.tensor(mel_filter_bank(bins, bands, low, high, 16_000, **options), dtype=torch.float32)
+        return torch.tensor(mel_filter_bank(fft // 2 + 1, bands, low, high, 16_000, **options), dtype=torch.float32)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from confit_edge.encoders.base import Encoder
-from confit_edge.encoders.front_end import Spectrum, mel_filters, needed_bins, power
+from confit_edge.encoders.front_end import MelSpectrum, mel_filters, power
 from confit_runtime.shipped import MODELS
 
 WEIGHTS = MODELS / "ge2e" / "ge2e.safetensors"
@@ -52,19 +52,13 @@ class WithoutHum(nn.Module):
         return pcm - spread[:, 0]
 
 
-class MelPower(nn.Module):
+class MelPower(MelSpectrum):
     """Mel power (no logarithm) `[batch, frames, 40]` of `pcm [batch, samples]`, whatever its level, DC offset and hum."""
 
-    mel: Tensor
-
     def __init__(self) -> None:
-        super().__init__()
-        bins = TAPS // 2 + 1
-        filters = mel_filters(bins, BANDS, 0.0, norm="slaney", mel_scale="slaney")
-        first, last = needed_bins(filters)
+        filters = mel_filters(TAPS, BANDS, 0.0, norm="slaney", mel_scale="slaney")
+        super().__init__(filters, fft=TAPS, taps=TAPS, hop=MEL_HOP)
         self.without_hum = WithoutHum()
-        self.spectrum = Spectrum(fft=TAPS, taps=TAPS, hop=MEL_HOP, first=first, last=last)
-        self.register_buffer("mel", filters[first : last + 1], persistent=False)
 
     def forward(self, pcm: Tensor) -> Tensor:
         with torch.autocast(pcm.device.type, enabled=False):

