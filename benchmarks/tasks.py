@@ -32,10 +32,8 @@ from benchmarks.sources import (
     tracks,
     words,
 )
-from confit_edge.data.manifest import Clip, Manifest, write_manifest
+from confit_edge.data.manifest import SPLITS, Clip, Manifest, write_manifest
 from confit_runtime.errors import ConfitError, UsageError
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""Progress of work that takes minutes: a watcher is called with events, dictionaries that name their `stage`."""
+"""Progress of work that takes minutes: a count of things done, or a watcher, called with events that name their `stage`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+Progress = Callable[[int, int], None]  # clips or other things done, of how many
 Watcher = Callable[[dict[str, Any]], None]
 
 

@@ -221,6 +221,11 @@ class Bar:
     def __exit__(self, *details: object) -> None:
         self.bar.stop()
 
+    def show_hours(self, what: str, total_s: float, before_s: float, seconds: float) -> None:
+        """Show `seconds` of `what` done, after `before_s` of other sound, of `total_s` in all; for a bar with `hours`."""
+        done_s = before_s + seconds
+        self.show(what, total_s, done_s, hours=f"{done_s / 3600:.1f} h")
+
     def show(self, what: str, total: float | None, done: float, *, row: str = "", **fields: Any) -> None:
         """Show `done` of `total` (None: unknown) of `what` in `row`, in place of what that row showed before."""
         what = escape_controls(f"{row}: {what}" if row else what)

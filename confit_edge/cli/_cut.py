@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -108,11 +109,7 @@ def _cut_each(
     several = any(len(piece.labels) > 1 for found in pieces for piece in found.kept)
     whole, done = sum(recording.seconds for recording in recordings), 0.0
     for recording, group, found in zip(recordings, groups, pieces, strict=True):
-        before, path = done, recording.path
-
-        def show(seconds: float, before: float = before, name: str = path.name) -> None:
-            bar.show(name, whole, before + seconds, hours=f"{(before + seconds) / 3600:.1f} h")
-
+        path = recording.path
         parts = [
             _clip_part(names, folder, "+".join(piece.labels) or UNKNOWN, group, path.stem, piece, several)
             for piece in found.kept
@@ -120,7 +117,7 @@ def _cut_each(
         between = rest_of(recording, margin_s) if beside else []
         parts += [names.part(beside / safe_name(group), [path.stem], span) for span in between if beside]
         try:
-            files = extract(path, parts, show)
+            files = extract(path, parts, partial(bar.show_hours, path.name, whole, done))
         except AudioError as error:
             emit_failed(str(path), error, bar.json_lines)
             written.errors.append(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -200,7 +201,7 @@ def _score_recordings(model: Model, paths: Sequence[Path], of: CalibrationTarget
                 model,
                 paths,
                 RowCache.default(of.output),
-                lambda name, done, whole: bar.show("streaming", whole, done, hours=f"{done / 3600:.1f} h"),
+                lambda name, done, whole: bar.show_hours("streaming", whole, 0.0, done),
             )
         )
 
@@ -230,10 +231,7 @@ def _choose(
     calibrated = restrict_to_labels(contract, set(contract.can_fire) - by_hand.keys())
     whole = sum(recording.seconds for recording in recordings)
     with Bar(json, before="hours") as bar:
-
-        def show_progress(done: float) -> None:
-            bar.show("counting false accepts", whole, done, hours=f"{done / 3600:.1f} h")
-
+        show_progress = partial(bar.show_hours, "counting false accepts", whole, 0.0)
         show_progress(0.0)
         counts = count_false_accepts(contract, recordings, show_progress, release=of.release)
     levels = {contract.labels.index(label): level["on"] for label, level in by_hand.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -116,11 +117,7 @@ def evaluate(
         left_out: list[tuple[str, ConfitError]] = []
         with Bar(json, before="hours") as bar:
             for recording in recordings:
-                before = done
-
-                def show_progress(seconds: float, before: float = before, name: str = recording.path.name) -> None:
-                    bar.show(name, whole, before + seconds, hours=f"{(before + seconds) / 3600:.1f} h")
-
+                show_progress = partial(bar.show_hours, recording.path.name, whole, done)
                 try:
                     judged.append(evaluate_recording(loaded, recording, show_progress, opened))
                 except (AudioError, UsageError) as error:

@@ -14,7 +14,6 @@ import numpy as np
 from confit_edge.data.clips import (
     ClipProblem,
     ClipStore,
-    Progress,
     count_kinds,
     decode,
     quiet_clips_warning,
@@ -25,6 +24,7 @@ from confit_edge.data.names import joined_labels_warning, misspelt_warnings
 from confit_edge.data.splits import (
     classes_have,
     groups_across_splits,
+    members,
     missing_classes,
     single_label_warning,
     ungrouped_warning,
@@ -32,6 +32,7 @@ from confit_edge.data.splits import (
     with_splits,
 )
 from confit_edge.data.tables import ManifestError, relative
+from confit_edge.progress import Progress
 from confit_runtime.formatting import format_count, format_quoted_list, format_table
 from confit_runtime.frames import loudest_db
 
@@ -199,11 +200,7 @@ def check(manifest: Manifest, store: ClipStore, *, progress: Progress | None = N
 
 def class_stats(classes: list[str], manifest: Manifest, seconds: dict[Path, float]) -> dict[str, ClassStats]:
     """The statistics of each class, zeros for a class without clips; `seconds` is the duration of each clip."""
-    clips: dict[str, list[Clip]] = {label: [] for label in classes}
-    for clip in manifest.clips:
-        for label in clip.labels:
-            clips[label].append(clip)
-    return {label: _stats(of, seconds) for label, of in clips.items()}
+    return {label: _stats(clips, seconds) for label, clips in members(classes, manifest).items()}
 
 
 def _stats(clips: list[Clip], seconds: dict[Path, float]) -> ClassStats:

@@ -18,6 +18,7 @@ import numpy as np
 from confit_edge.data.manifest import UNKNOWN, Clip, Manifest
 from confit_edge.data.pack import Pack
 from confit_edge.data.tables import ManifestError, relative
+from confit_edge.progress import Progress
 from confit_runtime.audio import Pcm, check_rate, load_clip, read_audio
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.files import default_cache
@@ -31,7 +32,6 @@ MIN_S = 0.05  # a shorter clip is too short to contain a sound
 READING = 2  # version of how compressed sound is read; increment it on a change, so that cached clips are decoded again
 PLAIN = (".wav", ".flac")  # formats whose reading has not changed
 ProblemKind = Literal["missing", "unreadable", "empty", "not-finite", "short", "silent"]
-Progress = Callable[[int, int], None]  # clips done, clips in all
 
 
 @dataclass(frozen=True)

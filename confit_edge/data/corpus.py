@@ -15,7 +15,6 @@ from confit_edge.data.background import MOST_KINDS, Background, split_background
 from confit_edge.data.clips import (
     ClipProblem,
     ClipStore,
-    Progress,
     load_clips,
     load_recordings,
     quiet_clips_warning,
@@ -25,6 +24,7 @@ from confit_edge.data.manifest import UNKNOWN, Clip, Manifest, read_manifest, so
 from confit_edge.data.others import read_others, with_others
 from confit_edge.data.splits import with_splits
 from confit_edge.data.tables import ManifestError
+from confit_edge.progress import Progress
 from confit_runtime.audio import Pcm
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.formatting import format_list, format_quoted_list

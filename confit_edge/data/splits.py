@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -179,23 +179,24 @@ def classes_have(classes: Sequence[str]) -> str:
     )
 
 
-def _members(manifest: Manifest) -> dict[str, list[Clip]]:
-    members: dict[str, list[Clip]] = {label: [] for label in manifest.classes}
+def members(classes: Iterable[str], manifest: Manifest) -> dict[str, list[Clip]]:
+    """The clips of each class; `classes` may name some that the manifest has no clip of."""
+    found: dict[str, list[Clip]] = {label: [] for label in classes}
     for clip in manifest.clips:
         for label in clip.labels:
-            members[label].append(clip)
-    return members
+            found[label].append(clip)
+    return found
 
 
 def _make_splits(manifest: Manifest, seed: int, fractions: Fractions) -> Manifest:
     groups: dict[str, list[Clip]] = {}
     for clip in manifest.clips:
         groups.setdefault(clip.group, []).append(clip)
-    for label, members in _members(manifest).items():
-        if len({clip.group for clip in members}) < 2:
+    for label, clips in members(manifest.classes, manifest).items():
+        if len({clip.group for clip in clips}) < 2:
             raise ManifestError(
-                f"{manifest.source}: class {label!r} has {format_count(len(members), 'clip')} in one group"
-                f" ({members[0].group!r}); at least 2 clips in 2 different groups are needed, one for train and one"
+                f"{manifest.source}: class {label!r} has {format_count(len(clips), 'clip')} in one group"
+                f" ({clips[0].group!r}); at least 2 clips in 2 different groups are needed, one for train and one"
                 " for val (3 for all three splits)"
             )
     names = sorted(groups)

@@ -13,6 +13,7 @@ from pathlib import Path
 from shlex import quote
 
 from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.labels import read_utf8
 from confit_runtime.sources.files import find_sound_files
 
 log = logging.getLogger(__name__)
@@ -63,15 +64,8 @@ def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
     return text.getvalue()
 
 
-def _read_utf8(source: Path) -> str:
-    try:
-        return source.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{source}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-
-
 def _read_csv(source: Path) -> Table:
-    reader = csv.reader(io.StringIO(_read_utf8(source), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(read_utf8(source, ManifestError), newline=""), strict=True)
     columns: list[str] = []
     rows: list[Row] = []
     try:
@@ -95,7 +89,7 @@ def _read_csv(source: Path) -> Table:
 
 def _read_jsonl(source: Path) -> Table:
     rows: list[Row] = []
-    for number, line in enumerate(_read_utf8(source).split("\n"), start=1):
+    for number, line in enumerate(read_utf8(source, ManifestError).split("\n"), start=1):
         if not line.strip():
             continue
         try:

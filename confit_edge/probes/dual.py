@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from confit_edge.data.clips import Progress
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.embedding import embed_clips
@@ -19,6 +18,7 @@ from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import accuracy, correct, mean_average_precision, ranked
 from confit_edge.probes.typicality import Typicality
 from confit_edge.probes.views import augmented_views, stream_views
+from confit_edge.progress import Progress
 from confit_edge.recipe import Recipe
 from confit_edge.windows import training_background
 from confit_runtime.arrays import Floats, Targets
@@ -100,9 +100,14 @@ def dual_probe(
     return DualProbe(linear, knn, typicality, metrics, val, test)
 
 
+def probed_clips(corpus: Corpus, recipe: Recipe) -> int:
+    """How many clips `dual_probe` hears, each view counted as one."""
+    return len(corpus.train) * (1 + recipe.probe_views) + len(corpus.val) + len(corpus.test)
+
+
 def count_sounds(encoder: Encoder, corpus: Corpus, recipe: Recipe) -> int:
     """How many sounds `dual_probe` hears: clips, the views of them, and pieces of the background."""
-    clips = len(corpus.train) * (1 + recipe.probe_views) + len(corpus.val) + len(corpus.test)
+    clips = probed_clips(corpus, recipe)
     if corpus.unknown is None or not corpus.background_train:
         return clips
     return clips + len(corpus.val) + pieces(encoder, corpus.background_train)

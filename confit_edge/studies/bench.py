@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from confit_edge.probes.dual import dual_probe
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import correct, mean_average_precision, merit, precision_gains
-from confit_edge.progress import Watcher, ignore_event, report_probe_progress
+from confit_edge.progress import Progress, Watcher, ignore_event, report_probe_progress
 from confit_edge.recipe import Recipe
 from confit_edge.runs import read_run
 from confit_edge.studies.subset import cut
@@ -54,7 +53,7 @@ class Bench:
     `notify` is called with the events of the trial that it measures, `progress` with those of reading the data.
     """
 
-    def __init__(self, source: Source, progress: Callable[[int, int], None] | None = None) -> None:
+    def __init__(self, source: Source, progress: Progress | None = None) -> None:
         self.source, self.progress = source, progress
         self.notify: Watcher = ignore_event
         self._corpora: dict[int, Corpus] = {}

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-from confit_edge.data.corpus import Corpus
 from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.trainer import fit
-from confit_edge.probes.dual import dual_probe
+from confit_edge.probes.dual import dual_probe, probed_clips
 from confit_edge.probes.hard import embed_background
 from confit_edge.recipe import Recipe
 from confit_edge.studies.bench import Bench
@@ -60,8 +59,3 @@ def expected(study: Study, trial: Trial, bench: Bench, pace: Pace) -> float:
     clips = probed_clips(corpus, recipe) + (study.extra_clips(bench, trial) if study.extra_clips else 0)
     background = pace.background if study.probes_background else 0.0
     return pace.train * len(corpus.train) * epochs + pace.probe * clips + background
-
-
-def probed_clips(corpus: Corpus, recipe: Recipe) -> int:
-    """Return how many clips go through the probes, counting each view."""
-    return len(corpus.train) * (1 + recipe.probe_views) + len(corpus.val) + len(corpus.test)

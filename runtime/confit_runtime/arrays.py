@@ -15,6 +15,7 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]
+Counts = npt.NDArray[np.int64]
 Targets = npt.NDArray[np.int8]  # 0/1 `[clips, classes]`
 
 MAX_NUMBER = 2**53  # up to which a float64 holds every whole number

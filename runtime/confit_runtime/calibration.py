@@ -17,15 +17,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-from confit_runtime.arrays import Floats
+from confit_runtime.arrays import Counts, Doubles, Floats, Indices
 from confit_runtime.contract import Contract
 from confit_runtime.detect import Detector, seconds_to_hops
 from confit_runtime.intervals import clustered_rate_interval, clustered_rate_upper
 from confit_runtime.recordings import Recording
-
-Ints = npt.NDArray[np.int64]
 
 MAX_REPORTED = 3  # of the false accepts that set the margin, how many are reported
 NEVER = 1.01  # a level that no score reaches
@@ -43,8 +40,8 @@ ALLOWED_FALSE_ACCEPTS = (
 class FalseAcceptCounts:
     """False accepts `[labels, recordings, levels]` of each label alone at each level, and `hours [recordings]`."""
 
-    events: Ints
-    hours: npt.NDArray[np.float64]
+    events: Counts
+    hours: Doubles
 
     def without(self, labels: Collection[int]) -> FalseAcceptCounts:
         """The counts as if these labels, by index, had not fired."""
@@ -64,31 +61,31 @@ class OperatingPoint:
     thresholds that a person chose for some labels, by index.
     """
 
-    own: Ints
+    own: Indices
     margin: int
     bound: float
-    held_out: Ints
+    held_out: Counts
     met: bool
     more_hours: float
-    lowest: npt.NDArray[np.float64] | None = None
+    lowest: Doubles | None = None
     by_hand: Mapping[int, float] = field(default_factory=dict)
 
     @property
-    def levels(self) -> Ints:
+    def levels(self) -> Indices:
         """The indices at the thresholds, or next below them."""
-        indices: Ints = np.searchsorted(LEVELS, self.thresholds, side="right") - 1
+        indices: Indices = np.searchsorted(LEVELS, self.thresholds, side="right") - 1
         return indices
 
     @property
-    def thresholds(self) -> npt.NDArray[np.float64]:
+    def thresholds(self) -> Doubles:
         on = self.bound_thresholds if self.lowest is None else np.maximum(self.bound_thresholds, self.lowest)
         on[list(self.by_hand)] = list(self.by_hand.values())
         return on
 
     @property
-    def bound_thresholds(self) -> npt.NDArray[np.float64]:
+    def bound_thresholds(self) -> Doubles:
         """The lowest thresholds for which the bound holds, whatever `lowest` and `by_hand` say."""
-        on: npt.NDArray[np.float64] = LEVELS[_shift_levels(self.own, self.margin)]
+        on: Doubles = LEVELS[_shift_levels(self.own, self.margin)]
         return on
 
 
@@ -125,9 +122,9 @@ def choose_operating_point(counts: FalseAcceptCounts, target: float, confidence:
     own = _levels_per_label(counts.events.sum(axis=1))
     others = _leave_one_out_levels(counts)
 
-    def held_out(margin: int) -> Ints:
+    def held_out(margin: int) -> Counts:
         levels = _shift_levels(others, margin)
-        found: Ints = np.take_along_axis(counts.events, levels.T[:, :, None], axis=2)[:, :, 0].sum(axis=0)
+        found: Counts = np.take_along_axis(counts.events, levels.T[:, :, None], axis=2)[:, :, 0].sum(axis=0)
         return found
 
     def bound(margin: int) -> float:
@@ -178,9 +175,7 @@ def held_levels(scores: Floats, hops: int) -> Floats:
     return held
 
 
-def thresholds(
-    contract: Contract, on: npt.NDArray[np.float64], release: float = RELEASE
-) -> dict[str, dict[str, float]]:
+def thresholds(contract: Contract, on: Doubles, release: float = RELEASE) -> dict[str, dict[str, float]]:
     """Contract thresholds at levels `on [labels]`, with `off` at `release` times `on`.
 
     A label keeps its refractory time; one that cannot fire stays unchanged.
@@ -289,7 +284,7 @@ def firing_label_indices(contract: Contract) -> list[int]:
     return [contract.labels.index(label) for label in contract.can_fire]
 
 
-def on_thresholds(contract: Contract) -> npt.NDArray[np.float64]:
+def on_thresholds(contract: Contract) -> Doubles:
     """The thresholds `[labels]` of a contract."""
     return np.array([contract.thresholds[label]["on"] for label in contract.labels])
 
@@ -303,28 +298,28 @@ def restrict_to_labels(contract: Contract, labels: Collection[str]) -> Contract:
     return dataclasses.replace(contract, thresholds=levels)
 
 
-def _levels_per_label(events: Ints) -> Ints:
+def _levels_per_label(events: Counts) -> Indices:
     """The lowest level that no more than `ALLOWED_FALSE_ACCEPTS` events of each label reach, from `events [labels, levels]`.
 
     It is at least one half, although the margin may lower all levels further. A label that hardly fires has shown
     little: with a lower level, its first surprise would raise the common margin, and with it all other labels, by as
     much.
     """
-    own: Ints = np.maximum((events <= ALLOWED_FALSE_ACCEPTS).argmax(axis=1), HALF_INDEX)
+    own: Indices = np.maximum((events <= ALLOWED_FALSE_ACCEPTS).argmax(axis=1), HALF_INDEX)
     return own
 
 
-def _leave_one_out_levels(counts: FalseAcceptCounts) -> Ints:
+def _leave_one_out_levels(counts: FalseAcceptCounts) -> Indices:
     """Each label's own level without each recording, `[recordings, labels]`."""
     together = counts.events.sum(axis=1)
     return np.stack([_levels_per_label(together - counts.events[:, index]) for index in range(len(counts.hours))])
 
 
-def _shift_levels(levels: Ints, margin: int) -> Ints:
+def _shift_levels(levels: Indices, margin: int) -> Indices:
     return np.clip(levels + margin, 0, len(LEVELS) - 1)
 
 
-def _events_by_level(contract: Contract, label: int, firing: Floats, smooth: Floats, release: float) -> Ints:
+def _events_by_level(contract: Contract, label: int, firing: Floats, smooth: Floats, release: float) -> Counts:
     """How often one label fires at each of `LEVELS`: the detector's own rules, for all levels at once.
 
     It is armed again below `release` times the level.

@@ -92,7 +92,7 @@ def csv_columns(source: Path) -> list[str]:
 
 
 def _read_csv(source: Path) -> list[LabelledRecording]:
-    rows = csv.reader(io.StringIO(_read_text(source), newline=""))
+    rows = csv.reader(io.StringIO(read_utf8(source), newline=""))
     header = [cell.strip() for cell in next(rows, [])]
     columns = (*COLUMNS[:-1], LABELS_COLUMN) if LABELS_COLUMN in header and COLUMNS[-1] not in header else COLUMNS
     only_paths = set(header) - {GROUP_COLUMN} == {"path"}  # of recordings without sounds
@@ -135,7 +135,7 @@ def _read_csv(source: Path) -> list[LabelledRecording]:
 def _read_audacity(sound: Path) -> LabelledRecording:
     recording, labels = LabelledRecording(sound, sound_seconds(sound)), _audacity_label_file(sound)
     if labels.is_file():
-        for number, line in enumerate(_read_text(labels).splitlines(), start=1):
+        for number, line in enumerate(read_utf8(labels).splitlines(), start=1):
             if not line.strip() or line.startswith("\\"):  # a frequency range, on a line of its own
                 continue
             cells = line.split("\t", 2)
@@ -192,8 +192,9 @@ def _add_sounds(recording: LabelledRecording, sounds: Sequence[SoundEvent], wher
     recording.sounds += sounds
 
 
-def _read_text(source: Path) -> str:
+def read_utf8(source: Path, fault: type[ConfitError] = LabelError) -> str:
+    """The text of a file that a person wrote. Raises `fault` where it is not UTF-8."""
     try:
         return source.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise LabelError(f"{source}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise fault(f"{source}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from confit_edge.data.corpora.base import KnownCorpus, Wanted, visible
-from confit_edge.data.manifest import SPLITS, Clip
+from confit_edge.data.manifest import SPLITS, UNKNOWN, Clip
 from confit_runtime.audio import read_audio
 from confit_runtime.errors import ConfitError
 
@@ -44,7 +44,7 @@ def _twelve_commands(tree: Path, wanted: Wanted) -> Iterator[Clip]:
         others = [clip for clip in clips if clip.split == split and clip.label not in COMMANDS]
         count = round(sum(clip.split == split for clip in clips if clip.label in COMMANDS) / len(COMMANDS))
         for row in sorted(rng.permutation(len(others))[:count]):
-            yield Clip(others[row].path, ("unknown",), others[row].group, split)
+            yield Clip(others[row].path, (UNKNOWN,), others[row].group, split)
         yield from _silence(tree, wanted.made / "silence", split, count, rng)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from confit_edge import runs
@@ -23,10 +22,8 @@ from confit_edge.studies.questions.dimensions import ROTATED
 from confit_edge.studies.results import DRAWS, LEVEL, Estimate, Results, Row
 from confit_edge.studies.study import Chart, Places, Study
 from confit_edge.studies.trial import Point, Scalar, Subset, Trial
-from confit_runtime.arrays import Doubles
+from confit_runtime.arrays import Doubles, Indices
 from confit_runtime.errors import UsageError
-
-Ints = npt.NDArray[np.int64]
 
 MEASURES = ("isoscore", "effective_rank", "anisotropy", "top1", "uniformity", "silhouette")
 PROBES = ("linear", "knn")
@@ -148,8 +145,8 @@ class Pairs:
 
     measure: Doubles
     accuracy: Doubles
-    families: Ints
-    data: Ints
+    families: Indices
+    data: Indices
 
     @property
     def different(self) -> int:
@@ -175,7 +172,7 @@ class Pairs:
 
     def _exchanged(self) -> Doubles:
         """Return the sum of products in `DRAWS` draws, in which families on the same data exchange all their accuracies."""
-        alike: dict[tuple[int, ...], list[Ints]] = {}
+        alike: dict[tuple[int, ...], list[Indices]] = {}
         for one in np.unique(self.families):
             own = np.flatnonzero(self.families == one)
             own = own[np.argsort(self.data[own], kind="stable")]
@@ -226,7 +223,7 @@ def family(row: Row) -> tuple[Scalar | None, ...]:
     return tuple(row.arm.get(key) for key in FAMILY)
 
 
-def _numbered(things: list[Any]) -> Ints:
+def _numbered(things: list[Any]) -> Indices:
     """Number the things; equal ones get the same number."""
     numbers = {thing: number for number, thing in enumerate(dict.fromkeys(things))}
     return np.array([numbers[thing] for thing in things], np.int64)
