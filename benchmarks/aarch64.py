@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from benchmarks.command import run_main, say
 from benchmarks.environments import DEVICE, ROOT
 from benchmarks.fetch import CACHE, whole
 from benchmarks.report import RESULTS, machine, write_json
@@ -81,7 +82,7 @@ def root(cache: Path) -> Path:
     if not folder.is_dir():
         if not (shutil.which("apt-get") and shutil.which("dpkg")):
             raise UsageError("the arm64 packages need apt-get and dpkg; run this on Debian 12, or in a container of it")
-        print("fetching Debian's arm64 packages", file=sys.stderr)
+        say("fetching Debian's arm64 packages")
         whole(folder, unpack)
     return folder
 
@@ -108,7 +109,7 @@ def wheels(cache: Path) -> Path:
     pins = [f"{name}=={version(name)}" for name in DEVICE]
     folder = cache / "aarch64" / "_".join(pins)
     if not folder.is_dir():
-        print("fetching aarch64 wheels", file=sys.stderr)
+        say("fetching aarch64 wheels")
         platforms = [f"--platform=manylinux_2_{libc}_aarch64" for libc in (36, 28, 27, 26, 17)]
         pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--python-version=3.11"]
         whole(folder, lambda target: run([*pip, *platforms, "--only-binary=:all:", f"--target={target}", *pins]))
@@ -244,14 +245,11 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--out", type=Path, default=RESULTS / "aarch64.json")
     args = parser.parse_args()
-    try:
-        if shutil.which("qemu-aarch64") is None:
-            raise UsageError("qemu-aarch64 is not installed; run apt install qemu-user")
-        found = measure(args.cache.absolute(), args.epochs)
-    except ConfitError as error:
-        sys.exit(f"aarch64: {error}")
+    if shutil.which("qemu-aarch64") is None:
+        raise UsageError("qemu-aarch64 is not installed; run apt install qemu-user")
+    found = measure(args.cache.absolute(), args.epochs)
     write_json(args.out, {"command": f"python -m benchmarks.aarch64 --epochs {args.epochs}", **found, **machine()})
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks.command import run_main, say
 from benchmarks.fetch import CACHE
 from benchmarks.report import RESULTS, encoder_argument, machine, write_json
 from benchmarks.tasks import TASKS, build
@@ -255,27 +256,24 @@ def main() -> None:
     import transformers
 
     transformers.logging.set_verbosity_error()  # it warns that there is no decoder; the encoder is asserted
-    try:
-        install(args.cache)
-        for seed in args.seeds:
-            for task in args.tasks:
-                rows.append(compare(task, args.encoder, args.cache, seed, args.epochs, args.seconds))
-                command = (
-                    f"python -m benchmarks.audiosetfit --encoder {encoder_argument(label)} --epochs {args.epochs}"
-                    f" --seconds {args.seconds}"
-                )
-                result = {
-                    "command": command,
-                    "audiosetfit": VERSION,
-                    "window_seconds": {"confit_edge": WINDOW_S, "audiosetfit": args.seconds},
-                    **machine(),
-                }
-                write_json(args.out, {**result, "rows": rows, "summary": summary(rows)})
-                print(json.dumps(rows[-1]), file=sys.stderr)
-    except ConfitError as error:
-        sys.exit(f"audiosetfit: {error}")
+    install(args.cache)
+    for seed in args.seeds:
+        for task in args.tasks:
+            rows.append(compare(task, args.encoder, args.cache, seed, args.epochs, args.seconds))
+            command = (
+                f"python -m benchmarks.audiosetfit --encoder {encoder_argument(label)} --epochs {args.epochs}"
+                f" --seconds {args.seconds}"
+            )
+            result = {
+                "command": command,
+                "audiosetfit": VERSION,
+                "window_seconds": {"confit_edge": WINDOW_S, "audiosetfit": args.seconds},
+                **machine(),
+            }
+            write_json(args.out, {**result, "rows": rows, "summary": summary(rows)})
+            say(json.dumps(rows[-1]))
     print(json.dumps(summary(rows), indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 import typing
 from concurrent.futures import as_completed
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.command import run_main, say
 from benchmarks.fetch import CACHE
 from benchmarks.report import RESULTS, machine, write_json
 from benchmarks.row import CPU, by_group
@@ -36,7 +36,6 @@ from confit_edge.probes.dual import dual_probe
 from confit_edge.probes.metrics import accuracy, correct
 from confit_edge.recipe import Mining, Recipe
 from confit_edge.workers import workers
-from confit_runtime.errors import ConfitError
 
 WINDOW = 1.28
 # Each setting is complete, so today's recipe defaults do not change it. Only the minings start there, with their old rate.
@@ -164,11 +163,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="number of processes, of one thread each")
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--out", type=Path, default=RESULTS / "defaults.json")
-    args = parser.parse_args()
-    try:
-        run(args)
-    except ConfitError as error:
-        sys.exit(f"defaults: {error}")
+    run(parser.parse_args())
 
 
 def run(args: argparse.Namespace) -> None:
@@ -190,7 +185,7 @@ def run(args: argparse.Namespace) -> None:
             shown = " ".join(
                 str(row[key]) for key in ("task", "setting", "seed", "val_linear", "linear", "knn", "cpu_s")
             )
-            print(f"{done}/{len(jobs)} {shown}", file=sys.stderr, flush=True)
+            say(f"{done}/{len(jobs)} {shown}")
     print(markdown(summarise(rows)))
 
 
@@ -207,4 +202,4 @@ def write(out: Path, rows: list[Row]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

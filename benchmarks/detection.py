@@ -25,9 +25,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -37,6 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import negatives
+from benchmarks.command import say
 from benchmarks.fetch import CACHE
 from benchmarks.report import RESULTS, machine, write_json
 from confit_edge.data.augment import crop, noise_gain
@@ -75,8 +74,6 @@ HALVES = 100
 REFERENCES = 4
 OURS = "confit-edge"
 BUFFERS = (2, 4, 7)  # frames: 0.86, 1.02 and 1.26 s of sound
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -257,9 +254,7 @@ def conditions(clips: list[Clip], seed: int) -> dict[str, list[tuple[Clip, Pcm]]
 # the methods
 
 
-def model_method(
-    model: Model, paths: list[Path], clips: dict[str, list[tuple[Clip, Pcm]]], cache: Path, say: Say
-) -> Method:
+def model_method(model: Model, paths: list[Path], clips: dict[str, list[tuple[Clip, Pcm]]], cache: Path) -> Method:
     """Return a model file as a method, with its rows."""
     reported: set[str] = set()
 
@@ -363,7 +358,7 @@ def _trimmed(pcm: Pcm) -> Pcm:
     return pcm[RATE // 10 : -RATE // 10]
 
 
-def train_model(out: Path, seed: int, say: Say, *, frozen: bool = False, typical: bool = True) -> Path:
+def train_model(out: Path, seed: int, *, frozen: bool = False, typical: bool = True) -> Path:
     """Make a model file of the words with the demo's background: PairTuned as in the demo, or a head on the frozen encoder.
 
     Its scores are probabilities times typicality or, without `typical`, plain probabilities.
@@ -373,12 +368,12 @@ def train_model(out: Path, seed: int, say: Say, *, frozen: bool = False, typical
         keys |= {"objective": "finetune", "freeze": "all", "epochs": 1, "soup": 1, "averaging": 0.0}
     recipe = Recipe.from_dict({**keys, "background": str(DATA / "background" / "train")}, "the benchmark")
     run = out.with_name("head" if frozen else "words")
-    make_file(DATA / "words" / "manifest.csv", run, recipe, out, say, quantize=not frozen, typical=typical)
+    make_file(DATA / "words" / "manifest.csv", run, recipe, out, quantize=not frozen, typical=typical)
     return out
 
 
 def make_file(
-    manifest: Path, run: Path, recipe: Recipe, out: Path, say: Say, *, quantize: bool = True, typical: bool = True
+    manifest: Path, run: Path, recipe: Recipe, out: Path, *, quantize: bool = True, typical: bool = True
 ) -> Corpus:
     """Train `run` and export it to `out`, each only if it does not exist yet; return the training corpus.
 
@@ -401,7 +396,6 @@ def dtw(
     base_contract: Contract,
     seed: int,
     cache: Path,
-    say: Say,
 ) -> tuple[Method, int]:
     """Return the warping method with the buffer that misses the fewest words of the validation voices, and that buffer."""
     warping, frames_folder = Warping(seed), cache / "tasks" / "detection" / "frames"
@@ -431,19 +425,19 @@ def dtw(
     return warping.method(frames, framed_clips, base_contract, best), best
 
 
-def row(seed: int, cache: Path, say: Say) -> dict[str, Any]:
+def row(seed: int, cache: Path) -> dict[str, Any]:
     """Train every method once, with `seed`, and measure it."""
     work = cache / "tasks" / "detection" / f"seed{seed}"
     work.mkdir(parents=True, exist_ok=True)
-    pairtune = load(train_model(work / "words.onnx", seed, say), calibrated=False)
-    head = load(train_model(work / "head.onnx", seed, say, frozen=True, typical=False), calibrated=False)
-    typical_head = load(train_model(work / "typical-head.onnx", seed, say, frozen=True), calibrated=False)
-    plain = load(train_model(work / "plain.onnx", seed, say, typical=False), calibrated=False)
+    pairtune = load(train_model(work / "words.onnx", seed), calibrated=False)
+    head = load(train_model(work / "head.onnx", seed, frozen=True, typical=False), calibrated=False)
+    typical_head = load(train_model(work / "typical-head.onnx", seed, frozen=True), calibrated=False)
+    plain = load(train_model(work / "plain.onnx", seed, typical=False), calibrated=False)
     paths, clips = negatives.join(cache), conditions(clips_of("test"), seed)
     clips["validation"] = conditions(clips_of("val"), seed)["clean"]
     methods: dict[str, dict[str, Any]] = {
         OURS: {
-            **measure(model_method(pairtune, paths, clips, cache, say), seed),
+            **measure(model_method(pairtune, paths, clips, cache), seed),
             "detection": {"smoothing_hops": pairtune.contract.smoothing_hops, "min_hops": pairtune.contract.min_hops},
         }
     }
@@ -452,8 +446,8 @@ def row(seed: int, cache: Path, say: Say) -> dict[str, Any]:
         ("without PairTune", typical_head),
         ("logistic regression on the frozen embedding (as openWakeWord)", head),
     ):
-        methods[name] = measure(model_method(model, paths, clips, cache, say), seed)
-    warping, buffer = dtw(paths, clips, head.contract, seed, cache, say)
+        methods[name] = measure(model_method(model, paths, clips, cache), seed)
+    warping, buffer = dtw(paths, clips, head.contract, seed, cache)
     methods["dynamic time warping (the method of local-wake 0.1.2)"] = {
         "references": REFERENCES,
         "buffer_frames": buffer,
@@ -500,10 +494,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    rows = [row(seed, options.cache, say) for seed in options.seeds]
+    rows = [row(seed, options.cache) for seed in options.seeds]
     result: dict[str, Any] = {
         "command": f"python -m benchmarks.detection --seeds {' '.join(map(str, options.seeds))}",
         "confidence": CONFIDENCE,

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.command import run_main, say
 from benchmarks.fetch import CACHE
 from benchmarks.report import RESULTS, encoder_argument, machine, write_json
 from benchmarks.row import CPU, Bools, by_group
@@ -43,7 +43,6 @@ from confit_edge.probes.dual import dual_probe
 from confit_edge.probes.metrics import accuracy, correct
 from confit_edge.recipe import Recipe
 from confit_runtime.audio import Pcm
-from confit_runtime.errors import ConfitError
 
 STUDENT, WINDOW, RATE = "speech-embedding", 1.28, 16_000
 LRS = (2e-4, 5e-4, 1.2e-3)
@@ -163,10 +162,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "distill.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    try:
-        run(args)
-    except ConfitError as error:
-        sys.exit(f"distill: {error}")
+    run(args)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -198,9 +194,5 @@ def write(out: Path, rows: list[dict[str, Any]]) -> None:
     write_json(out, {"command": command, **about, "rows": rows, "summary": summarise(rows)})
 
 
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    run_main(main)

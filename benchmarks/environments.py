@@ -9,6 +9,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.command import say
 from confit_runtime.errors import ConfitError
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +68,7 @@ def _environment(cache: Path, name: str, packages: tuple[str, ...]) -> Path:
     pins = ROOT / "constraints.txt"
     wanted = "\n".join([*packages, pins.read_text(encoding="utf-8")])
     if not whole.is_file() or whole.read_text(encoding="utf-8") != wanted:
-        print(f"making the environment {name}", file=sys.stderr)
+        say(f"making the environment {name}")
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
         _pip(python, "-c", str(pins), *packages)
         whole.write_text(wanted, encoding="utf-8")

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.command import say
 from benchmarks.report import machine, write_json
 from confit_edge.demo import DATA
 from confit_runtime import ConfitError, Model, load
@@ -200,7 +201,7 @@ def mutations(work: Path, model: Model) -> dict[str, Any]:
     for kind, (originals, read) in kinds.items():
         count = MUTATIONS if kind != "model files" else 2_000  # they have megabytes each, and a digest refuses them all
         row[kind] = _mutate(work / kind.replace(" ", "-"), originals, read, count, row["failures"])
-        print(f"{kind}: {row[kind]}", file=sys.stderr, flush=True)
+        say(f"{kind}: {row[kind]}")
     row["files"] = sum(row[kind]["files"] for kind in kinds)
     return row
 

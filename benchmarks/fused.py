@@ -43,7 +43,7 @@ def listen(model: Model, streams: list[tuple[Pcm, list[SoundEvent]]]) -> dict[st
 
 def measure(seed: int, folder: Path) -> dict[str, Any]:
     """Measure the row of one seed."""
-    exact, fused = train_model(folder / "exact.onnx", seed, print), folder / "fused.onnx"
+    exact, fused = train_model(folder / "exact.onnx", seed), folder / "fused.onnx"
     run = read_run(folder / "words")
     corpus = run_corpus(run)
     export_run(run, corpus, fused, fuse=True, force=True, say=print)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from collections import Counter
 from concurrent.futures import as_completed
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import run_main, say
 from benchmarks.fetch import CACHE
 from benchmarks.report import RESULTS, encoder_argument, machine, write_json
 from benchmarks.row import Plan, measure
@@ -30,7 +30,7 @@ from benchmarks.tasks import SPLITS, TASKS, build
 from confit_edge.encoders import encoder_label, pretrained
 from confit_edge.recipe import Recipe
 from confit_edge.workers import workers
-from confit_runtime.errors import ConfitError, UsageError
+from confit_runtime.errors import UsageError
 
 TIMED = 32  # windows to time an encoder with
 JUDGED = 9  # the frozen encoder, five trained ones, and three at the encoder's own rate
@@ -67,11 +67,7 @@ class Job:
 
 
 def main() -> None:
-    args = arguments()
-    try:
-        run(args)
-    except ConfitError as error:
-        sys.exit(f"pairtune: {error}")
+    run(arguments())
 
 
 def arguments() -> argparse.Namespace:
@@ -213,9 +209,5 @@ def command(rows: list[dict[str, Any]]) -> str:
     return " ".join([*parts, f"--long {long}"])
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    run_main(main)

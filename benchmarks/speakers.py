@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.command import say
 from benchmarks.fetch import CACHE
 from benchmarks.report import machine, write_json
 from benchmarks.voices import Draw, draw, voices
@@ -270,7 +270,7 @@ def main() -> None:
         except AudioError:
             embeddings[id(clip)], refused = None, refused + 1
         if number % 100 == 0:
-            print(f"{number} of {len(clips)}", file=sys.stderr, flush=True)
+            say(f"{number} of {len(clips)}")
     families = {
         "actors, one language and studio": {voice.name for voice in chosen if voice.origin == "actors"},
         "prompts, four languages": {voice.name for voice in chosen if voice.origin == "prompts"},

@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy as np
 import soundfile
 
 from benchmarks import environments, step_time
+from benchmarks.command import say
 from benchmarks.environments import PEERS, ROOT
 from benchmarks.fetch import CACHE
 from benchmarks.report import RESULTS, machine, write_json
@@ -92,7 +92,7 @@ def programs(cache: Path, model: Path, rounds: int) -> dict[str, Any]:
             launched = [str(device), "-S", "-c", LAUNCH, given, *command]
             done = subprocess.run(launched, stdout=subprocess.PIPE, text=True, check=True, env=environment)
             runs[name].append(json.loads(done.stdout))
-            print(f"round {turn + 1} of {rounds}: {name} {runs[name][-1]}", file=sys.stderr)
+            say(f"round {turn + 1} of {rounds}: {name} {runs[name][-1]}")
     return {
         name: {key: round(median(run[key] for run in several), 4) for key in several[0]}
         for name, several in runs.items()
@@ -119,7 +119,7 @@ def in_process(models: dict[str, Model]) -> dict[str, Any]:
     rates = measure_rates()
     result: dict[str, Any] = {"fp32_macs_per_s": rates.fp32, "int8_macs_per_s": rates.int8}
     for name, model in models.items():
-        print(f"measuring {name}", file=sys.stderr)
+        say(f"measuring {name}")
         latency = call_latency(model)
         macs = model.contract.cost["macs_per_second"]
         streams = streams_per_core(model)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.command import run_main
 from benchmarks.fetch import CACHE
 from benchmarks.sources import (
     Sound,
@@ -135,16 +135,13 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.tasks) - set(TASKS):
         parser.error(f"unknown task {', '.join(sorted(unknown))}; choose from {', '.join(TASKS)}")
-    try:
-        for name in args.tasks or TASKS:
-            task = TASKS[name]
-            if args.list:
-                print(f"{name:12s} {summary(draw(unique(task.gather(args.cache)), task, args.seed))}; {task.about}")
-            else:
-                print(build(task, args.cache, args.seed))
-    except ConfitError as error:
-        sys.exit(f"tasks: {error}")
+    for name in args.tasks or TASKS:
+        task = TASKS[name]
+        if args.list:
+            print(f"{name:12s} {summary(draw(unique(task.gather(args.cache)), task, args.seed))}; {task.about}")
+        else:
+            print(build(task, args.cache, args.seed))
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -17,13 +17,13 @@ openWakeWord, with the same clips, background, smoothing and hysteresis, and wit
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from benchmarks import negatives
-from benchmarks.detection import CONFIDENCE, RATE, TARGET, Say, clips_of, conditions, make_file, measure, model_method
+from benchmarks.command import say
+from benchmarks.detection import CONFIDENCE, RATE, TARGET, clips_of, conditions, make_file, measure, model_method
 from benchmarks.fetch import CACHE
 from benchmarks.report import RESULTS, machine, write_json
 from confit_edge.data.manifest import Manifest, read_manifest, write_manifest
@@ -46,7 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def train_word_model(word: str, method: str, out: Path, seed: int, say: Say) -> tuple[Path, set[str]]:
+def train_word_model(word: str, method: str, out: Path, seed: int) -> tuple[Path, set[str]]:
     """Return a model file of one word, and the words that training used as negatives."""
     manifest = read_manifest(DATA / "words" / "manifest.csv")
     clips = tuple(clip for clip in manifest.clips if clip.label == word)
@@ -55,13 +55,13 @@ def train_word_model(word: str, method: str, out: Path, seed: int, say: Say) -> 
     background, run = str(DATA / "background" / "train"), out / f"{method}-run"
     recipe = Recipe(seed=seed, others=("words",), background=(background,), frozen_baseline=False, **METHODS[method])
     model, is_pairtune = out / f"{method}.onnx", method != "head"
-    corpus = make_file(out / "own.csv", run, recipe, model, say, quantize=is_pairtune, typical=is_pairtune)
+    corpus = make_file(out / "own.csv", run, recipe, model, quantize=is_pairtune, typical=is_pairtune)
     label_of = {clip.path: clip.label for clip in manifest.clips}
     return model, {label_of[path] for path in corpus.train.paths} - {word}
 
 
 def evaluate_model(
-    path: Path, words: tuple[str, ...], known: set[str], negatives_paths: list[Path], cache: Path, seed: int, say: Say
+    path: Path, words: tuple[str, ...], known: set[str], negatives_paths: list[Path], cache: Path, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the row of a model of `words`, and whether it found each clip, to be pooled.
 
@@ -72,7 +72,7 @@ def evaluate_model(
     test, val = ([clip for clip in clips_of(split) if clip.label in words] for split in ("test", "val"))
     clips_by_condition = conditions(test, seed)
     clips_by_condition["validation"] = conditions(val, seed)["clean"]
-    rows = model_method(model, negatives_paths, clips_by_condition, cache, say)
+    rows = model_method(model, negatives_paths, clips_by_condition, cache)
     contract = model.contract
     on_thresholds = {word: contract.thresholds[word]["on"] for word in words}
     hours = sum(recording.seconds for recording in rows.recordings) / 3600
@@ -142,9 +142,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     work = options.cache / "tasks" / "wakeword" / f"seed{options.seed}"
     result: dict[str, Any] = {
         "command": f"python -m benchmarks.wakeword --seed {options.seed}",
@@ -157,9 +154,9 @@ def main() -> None:
     for method in METHODS:
         results = []
         for word in WORDS:
-            path, known = train_word_model(word, method, work / word, options.seed, say)
+            path, known = train_word_model(word, method, work / word, options.seed)
             negatives_paths = negatives.join(options.cache)
-            results.append(evaluate_model(path, (word,), known, negatives_paths, options.cache, options.seed, say))
+            results.append(evaluate_model(path, (word,), known, negatives_paths, options.cache, options.seed))
         rows = [row for row, _ in results]
         result["methods"][method] = {**pool_results(results), "rows": rows}
         for row in rows:
