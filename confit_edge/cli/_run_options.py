@@ -1,4 +1,4 @@
-"""Options of the verbs that read a run: where its training sound and its encoder lie now."""
+"""Arguments of the verbs that read a run: where it, its training sound and its encoder lie now, and where to compute."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `confit-edge train` wrote.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Background = Annotated[
     list[str] | None,
     typer.Option(

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from confit_edge.cli._console import Json, emit, say
-from confit_edge.cli._run_options import Background, EncoderFolder, Others
+from confit_edge.cli._run_options import Background, DeviceOption, EncoderFolder, Others
 from confit_edge.cli._training import TrainingBar
 
 
@@ -25,7 +25,7 @@ def analyze(
         Path | None,
         typer.Option("-o", "--out", help="Folder to write tables, JSON, maps, spectra and contributions to."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: DeviceOption = "auto",
     json_lines: Json = False,
 ) -> None:
     """Measure the geometry of embeddings before and after training.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from confit_edge.cli._arguments import ModelsArgument
 from confit_edge.cli._console import Json, emit, say
 from confit_runtime.formatting import format_table
 from confit_runtime.names import escape_controls
@@ -31,7 +32,7 @@ HEADS = (
 
 
 def bench(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Model files, or names of shipped models.")],
+    models: ModelsArgument,
     seconds: Annotated[
         float,
         typer.Option(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from confit_edge.cli._arguments import ModelArgument
 from confit_edge.cli._console import Bar, Json, emit, failed_clip_reported, say
 from confit_edge.cli._thresholds import FIRE_AT, check_confidence, check_fire, parse_thresholds, with_thresholds
 from confit_runtime.errors import ConfitError, UsageError
@@ -29,7 +30,7 @@ TARGET = 0.5  # false accepts per hour
 
 
 def calibrate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model file, or the name of a shipped model.")],
+    model: ModelArgument,
     negatives: Annotated[
         list[str] | None,
         typer.Option(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated
 
 import typer
 
+from confit_edge.cli._arguments import ClipsArgument, ModelArgument
 from confit_edge.cli._console import Json, emit, print_line, say_failed
 from confit_edge.cli._sources import clip_error_text, warn_about_narrow_clips
 from confit_runtime.errors import ConfitError
@@ -15,8 +15,8 @@ SHOWN = 3  # labels of a clip, for a person
 
 
 def classify(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model file, or the name of a shipped model.")],
-    clips: Annotated[list[str], typer.Argument(metavar="CLIP...", help="Sound files, folders or glob patterns.")],
+    model: ModelArgument,
+    clips: ClipsArgument,
     json: Json = False,
 ) -> None:
     """Print the best label of each whole clip, with scores.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from confit_edge.cli._arguments import ModelArgument
 from confit_edge.cli._console import Json, emit, emit_failed, print_line, say, say_error, stderr_is_terminal
 from confit_edge.cli._enroll_warnings import warn_about_prints
 from confit_edge.cli._gallery_options import GALLERY, KindOption, print_ended_calibrations, prints_text
@@ -29,7 +30,7 @@ _MIC = "Microphone"  # a panel of --help
 
 
 def enroll(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model file, or the name of a shipped model.")],
+    model: ModelArgument,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The name of who or what is heard in the clips.")],
     clips: Annotated[
         list[str] | None, typer.Argument(metavar="CLIP...", help="Sound files, folders or glob patterns.")

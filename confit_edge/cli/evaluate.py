@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from confit_edge.cli._arguments import ModelArgument
 from confit_edge.cli._console import Bar, Json, emit, failed_clip_reported, print_line, say, say_failed
 from confit_edge.cli._gallery_options import open_names
 from confit_edge.cli._sources import warn_about_narrow_clips
@@ -35,7 +36,7 @@ SHOWN = 5  # places printed of false accepts and of missed sounds; --json lists 
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model file, or the name of a shipped model.")],
+    model: ModelArgument,
     labelled: Annotated[
         Path,
         typer.Argument(

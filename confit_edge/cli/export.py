@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 import typer
 
 from confit_edge.cli._console import Json, emit, say
-from confit_edge.cli._run_options import Background, Others
+from confit_edge.cli._run_options import Background, Others, RunArgument
 from confit_runtime.contract import NO_LICENSE
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _QUANTISATION, _GATE, _CONTRACT = "Quantisation", "Gate", "Contract"  # panels o
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `confit-edge train` wrote.")],
+    run: RunArgument,
     out: Annotated[Path, typer.Option("-o", "--out", help="The model file to write (.onnx).")],
     quantize: Annotated[
         bool,

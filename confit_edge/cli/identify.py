@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from confit_edge.cli._arguments import ClipsArgument, GalleryModelArgument
 from confit_edge.cli._console import Json, emit, print_line, say_failed
 from confit_edge.cli._gallery_options import GALLERY, GalleryFile, KindOption, Threshold, refusal_reason
 from confit_edge.cli._sources import clip_error_text, warn_about_narrow_clips
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def identify(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model the gallery was enrolled with.")],
-    clips: Annotated[list[str], typer.Argument(metavar="CLIP...", help="Sound files, folders or glob patterns.")],
+    model: GalleryModelArgument,
+    clips: ClipsArgument,
     gallery: GalleryFile = GALLERY,
     kind: KindOption = None,
     threshold: Threshold = None,

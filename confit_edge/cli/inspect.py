@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
+from confit_edge.cli._arguments import ModelArgument
 from confit_edge.cli._console import Json, emit, print_line
 from confit_runtime.errors import ConfitError
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model file, or the name of a shipped model.")],
+    model: ModelArgument,
     measure: Annotated[
         bool,
         typer.Option("--measure/--no-measure", help="Also measure speed and memory on this machine (takes seconds)."),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from confit_edge.cli._arguments import ModelsArgument
 from confit_edge.cli._broken_pipe import ignore_broken_pipe, stop_when_reader_gone
 from confit_edge.cli._console import Json, say
 from confit_edge.cli._signals import StopOnSignal
@@ -35,7 +36,7 @@ _SOURCE, _DETECTION, _NAMES = "Source", "Detection", "Enrolled names and speaker
 
 
 def listen(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Model files, or names of shipped models.")],
+    models: ModelsArgument,
     source: Annotated[
         str,
         typer.Option(

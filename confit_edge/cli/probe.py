@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 import typer
 
 from confit_edge.cli._console import Json, emit, say
-from confit_edge.cli._run_options import Background, EncoderFolder, Others
+from confit_edge.cli._run_options import Background, DeviceOption, EncoderFolder, Others, RunArgument
 from confit_edge.cli._training import TrainingBar
 
 
 def probe(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `confit-edge train` wrote.")],
+    run: RunArgument,
     baseline: Annotated[
         list[Path] | None,
         typer.Option(help="Another run to compare with, such as vanilla fine-tuning; may be repeated."),
@@ -36,7 +36,7 @@ def probe(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write tables, plots and JSON to.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: DeviceOption = "auto",
     json_lines: Json = False,
 ) -> None:
     """Score a run's frozen encoder with linear and kNN probes.

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from confit_edge.cli._arguments import GalleryModelArgument
 from confit_edge.cli._console import Json, emit, failed_clip_reported, print_line
 from confit_edge.cli._gallery_options import GALLERY, GalleryFile, KindOption, Threshold, refusal_reason
 from confit_edge.cli._sources import warn_about_narrow_clips
@@ -15,7 +16,7 @@ from confit_runtime.errors import ConfitError, UsageError, clip_errors
 
 
 def verify(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model the gallery was enrolled with.")],
+    model: GalleryModelArgument,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The enrolled name that the clip is claimed to be.")],
     clip: Annotated[Path, typer.Argument(metavar="CLIP", help="A sound file.")],
     gallery: GalleryFile = GALLERY,
