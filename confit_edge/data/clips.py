@@ -105,7 +105,6 @@ def load_clips(
     manifest: Manifest,
     store: ClipStore,
     *,
-    min_seconds: float = MIN_S,
     strict: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Manifest, list[Pcm], list[ClipProblem]]:
@@ -116,7 +115,7 @@ def load_clips(
     is unusable.
     """
     samples: list[Pcm] = []
-    usable, problems = usable_clips(manifest, store, min_seconds=min_seconds, progress=progress, keep=samples.append)
+    usable, problems = usable_clips(manifest, store, progress=progress, keep=samples.append)
     if problems:
         first = f"{problems[0].path}: {problems[0].detail}"
         if strict:
@@ -136,14 +135,13 @@ def usable_clips(
     manifest: Manifest,
     store: ClipStore,
     *,
-    min_seconds: float = MIN_S,
     progress: Progress | None = None,
     keep: Callable[[Pcm], object] = lambda pcm: None,
 ) -> tuple[Manifest, list[ClipProblem]]:
     """The manifest of the usable clips and the problems of the others; `keep` receives the usable samples one by one."""
     clips: list[Clip] = []
     problems: list[ClipProblem] = []
-    for clip, outcome in decode(manifest, store, min_seconds=min_seconds, progress=progress):
+    for clip, outcome in decode(manifest, store, progress=progress):
         if isinstance(outcome, ClipProblem):
             problems.append(outcome)
         else:
@@ -153,12 +151,12 @@ def usable_clips(
 
 
 def decode(
-    manifest: Manifest, store: ClipStore, *, min_seconds: float = MIN_S, progress: Progress | None = None
+    manifest: Manifest, store: ClipStore, *, progress: Progress | None = None
 ) -> Iterator[tuple[Clip, Pcm | ClipProblem]]:
     """Yield each clip of the manifest, in order, with its samples or with its problem."""
     pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1))
     try:
-        outcomes = pool.map(lambda clip: read_clip(clip.path, store, min_seconds), manifest.clips)
+        outcomes = pool.map(lambda clip: read_clip(clip.path, store), manifest.clips)
         for done, (clip, outcome) in enumerate(zip(manifest.clips, outcomes, strict=True), start=1):
             if progress is not None:
                 progress(done, len(manifest))
@@ -201,15 +199,15 @@ def load_recordings(
     return found, problems
 
 
-def read_clip(path: Path, store: ClipStore, min_seconds: float = MIN_S) -> Pcm | ClipProblem:
+def read_clip(path: Path, store: ClipStore) -> Pcm | ClipProblem:
     """The samples of a sound file, or its problem."""
     try:
         pcm = store.get(path)
     except ConfitError as error:
         return ClipProblem(path, _kind(path), str(error).removeprefix(f"{os.path.abspath(path)}: "))
     seconds = len(pcm) / store.rate
-    if pcm.size == 0 or seconds < min_seconds:
-        return ClipProblem(path, "short", f"is {seconds:.3f} s long, shorter than {min_seconds:g} s")
+    if pcm.size == 0 or seconds < MIN_S:
+        return ClipProblem(path, "short", f"is {seconds:.3f} s long, shorter than {MIN_S:g} s")
     if is_silent(pcm):
         return ClipProblem(path, "silent", f"is silent (no sample above {SILENCE:g})")
     return pcm

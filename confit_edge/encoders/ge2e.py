@@ -7,7 +7,6 @@ or farther away than at enrolment, made a voice unknown. Ours removes them, and 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -101,10 +100,10 @@ class GE2E(Encoder):
         return {"family": self.family}
 
     @classmethod
-    def pretrained(cls, weights: Path = WEIGHTS) -> GE2E:
+    def pretrained(cls) -> GE2E:
         """The encoder with Resemblyzer's weights, which ship with confit-edge."""
         from safetensors.torch import load_file
 
         encoder = cls()
-        encoder.load_state_dict(load_file(weights), strict=True)
+        encoder.load_state_dict(load_file(WEIGHTS), strict=True)
         return encoder

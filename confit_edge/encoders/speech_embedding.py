@@ -8,7 +8,6 @@ the mel bands need.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -170,12 +169,12 @@ class SpeechEmbedding(Encoder):
         return {"family": self.family, "pool_hops": self.pool_hops}
 
     @classmethod
-    def pretrained(cls, pool_hops: int = 7, weights: Path = WEIGHTS) -> SpeechEmbedding:
+    def pretrained(cls, pool_hops: int = 7) -> SpeechEmbedding:
         """The encoder with Google's weights, which ship with confit-edge."""
         from safetensors.torch import load_file
 
         encoder = cls(pool_hops)
-        encoder.load_state_dict(load_file(weights), strict=True)
+        encoder.load_state_dict(load_file(WEIGHTS), strict=True)
         return encoder
 
     @classmethod

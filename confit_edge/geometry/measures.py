@@ -37,6 +37,7 @@ RANGES = {
     "neighbours": (0.0, 1.0),
 }
 NEAREST = 5  # neighbours of a clip
+PARTS = 20  # of which each is left out once
 SAMPLE = 4096  # clips whose pairs are all visited, where there is no closed form
 
 
@@ -164,10 +165,12 @@ def rotated_share(embeddings: Embeddings, seed: int = 0) -> Doubles:
     A rotation changes no cosine, and so it does not change the kNN probe; a share that changes with it is a property of
     the axes and not of the geometry.
     """
+    from scipy.stats import ortho_group
+
     unit = unit_length(embeddings)
-    return np.array(
-        [top_share(contribution(unit @ _rotation(unit.shape[1], seed, turn)), 1) for turn in range(ROTATIONS)]
-    )
+    randoms = (np.random.default_rng([seed, 12, turn]) for turn in range(ROTATIONS))
+    rotations = (ortho_group.rvs(unit.shape[1], random_state=random) for random in randoms)
+    return np.array([top_share(contribution(unit @ rotation), 1) for rotation in rotations])
 
 
 def uniformity(embeddings: Embeddings, seed: int = 0) -> float:
@@ -273,19 +276,18 @@ def jackknife(
     measure: Callable[[npt.NDArray[np.int64]], dict[str, float]],
     groups: list[str],
     seed: int = 0,
-    blocks: int = 20,
     ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, tuple[float, float]]:
     """95 % intervals of `measure`, a function of the rows it may use, by leaving groups out (Efron and Stein 1981).
 
-    Groups are divided into at most `blocks` parts, and each part is left out once:
+    Groups are divided into at most `PARTS` parts, and each part is left out once:
     value +- t sqrt((b - 1) / b sum (v_i - mean v)^2). A bootstrap would draw a clip twice, and the cosine of a clip with
     itself is 1. NaN if there is only one group. Intervals are cut off at the limits in `ranges`.
     """
     from scipy.stats import t as student
 
     names, member = np.unique(groups, return_inverse=True)
-    parts = min(blocks, len(names))
+    parts = min(PARTS, len(names))
     whole = measure(np.arange(len(groups)))
     if parts < 2:
         return dict.fromkeys(whole, (float("nan"), float("nan")))
@@ -318,13 +320,6 @@ def _singular_values(embeddings: Embeddings) -> Doubles:
     if len(centred) <= 2 * centred.shape[1]:
         return np.linalg.svd(centred, compute_uv=False)
     return np.sqrt(np.maximum(np.linalg.eigvalsh(centred.T @ centred), 0))[::-1]
-
-
-def _rotation(dim: int, seed: int, turn: int) -> Doubles:
-    """A uniformly random rotation (Stewart 1980): the orthogonal factor of a Gaussian matrix, with its signs fixed."""
-    gaussian = np.random.default_rng([seed, 12, turn]).standard_normal((dim, dim))
-    orthogonal, triangular = np.linalg.qr(gaussian)
-    return orthogonal * np.sign(np.diag(triangular))
 
 
 def _by_class(embeddings: Embeddings, labels: Labels) -> tuple[Doubles, npt.NDArray[np.int64], npt.NDArray[np.int64]]:

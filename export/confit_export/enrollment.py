@@ -80,7 +80,7 @@ def enrollment_prior(
 ) -> dict[str, float]:
     """Measure on validation clips the similarity that only one stranger in a hundred reaches, and how alike prints are.
 
-    With few trials or classes the level is higher (`_prior`). If `embed_altered` is given, which embeds the `altered` sounds
+    With few trials or classes the level is higher (`prior_of`). If `embed_altered` is given, which embeds the `altered` sounds
     of a row of `val` as `[alterations, dim]`, it is then at least the level that one altered stranger in a hundred reaches.
 
     Each validation class in turn is enrolled from three clips, and clips without it try to pass for it. Meanwhile both the
@@ -106,8 +106,8 @@ def enrollment_prior(
             excluded = val_targets[row].astype(bool)
             excluded[enrolled] = True
             other_cohort = cohort[~cohort_targets[:, excluded].any(axis=1)]
-            impostor_scores.append(_impostor_score(prints, other_cohort, val[row]))
-    prior = _prior(impostor_scores, likenesses, names)
+            impostor_scores.append(impostor_score(prints, other_cohort, val[row]))
+    prior = prior_of(impostor_scores, likenesses, names)
     if embed_altered is None or "false_accept_rate" in prior:
         return prior
     known = np.delete(val_targets, [] if unknown_column is None else [unknown_column], axis=1)
@@ -146,7 +146,7 @@ def _altered_trials(
             prints = np.stack([embeddings[row][way] for row in rows[:ENROLLMENT_CLIPS]])
             likenesses += [mutual_similarity(prints)] if len(prints) > 1 else []
             scores += [
-                _impostor_score(prints, cohort, stranger)
+                impostor_score(prints, cohort, stranger)
                 for row, strangers in embeddings.items()
                 for stranger, (other_speed, _) in zip(strangers, ALTERATIONS, strict=True)
                 if other_speed != speed or not targets[row, label]
@@ -180,33 +180,14 @@ def stream_threshold(model: Model, prints: Floats, recordings: Sequence[Pcm]) ->
     return round(float(np.quantile(reached, 1 - STREAM_FALSE_ACCEPTS_PER_HOUR * stretch_hours)), 4)
 
 
-def speaker_prior(voices: dict[str, Floats], cohort: Floats) -> dict[str, float]:
-    """Compute the same from `voices`: the utterances `[n, dim]` of each name, by people who are not in the cohort.
-
-    Each voice in turn is enrolled from its first three utterances, and everybody else's later ones try to pass for it.
-    """
-    impostor_scores = [
-        _impostor_score(utterances[:ENROLLMENT_CLIPS], cohort, row)
-        for name, utterances in voices.items()
-        for other, rows in voices.items()
-        if other != name
-        for row in rows[ENROLLMENT_CLIPS:]
-    ]
-    return _prior(
-        impostor_scores,
-        [mutual_similarity(utterances[:ENROLLMENT_CLIPS]) for utterances in voices.values()],
-        len(voices),
-    )
-
-
-def _impostor_score(prints: Floats, cohort: Floats, stranger: Floats) -> float:
+def impostor_score(prints: Floats, cohort: Floats, stranger: Floats) -> float:
     """The score of a stranger for a name with these prints; 0 if it is refused at any threshold."""
     matcher = Matcher(["enrolled"], [0] * len(prints), prints, cohort, levels=Levels(threshold=-1.0, margin=0.0))
     match = matcher.match(stranger)
     return match.score if match.name else 0.0
 
 
-def _prior(impostor_scores: list[float], likenesses: list[float], names: int) -> dict[str, float]:
+def prior_of(impostor_scores: list[float], likenesses: list[float], names: int) -> dict[str, float]:
     """The prior from the scores of strangers, and how alike the prints of each of the `names` enrolled are.
 
     Too few trials or names leave `false_accept_rate` out: the threshold is then a guess. Of few classes, strangers happen to

@@ -26,7 +26,7 @@ from confit_edge.files import write_text
 from confit_edge.probes.linear import LinearProbe
 from confit_edge.runs import weights_sha256
 from confit_export.cost import count_cost
-from confit_export.enrollment import speaker_prior
+from confit_export.enrollment import ENROLLMENT_CLIPS, impostor_score, prior_of
 from confit_export.graph import assemble, to_onnx
 from confit_export.model_card import render_card, table
 from confit_export.model_file import embedding_id, load_provisional, model_bytes, replace_embeddings
@@ -39,6 +39,7 @@ from confit_runtime.enrollment import embed_query
 from confit_runtime.errors import ConfitError
 from confit_runtime.files import write_atomic
 from confit_runtime.formatting import format_percent
+from confit_runtime.matcher import mutual_similarity
 
 UTTERANCE_S, UTTERANCES, IN_COHORT = 3.0, 6, 3  # of each voice
 OUT = Path(__file__).parents[1] / "speakers.onnx"
@@ -125,6 +126,22 @@ def main(precision: str) -> None:
     write_atomic(OUT, data)
     print(f"wrote {OUT}: {len(data) / 1e6:.2f} MB, least cosine to torch {cosines.min():.5f}, {levels}")
     print("next: python -m benchmarks.speakers, then this script with --card")
+
+
+def speaker_prior(voices: dict[str, np.ndarray], cohort: np.ndarray) -> dict[str, float]:
+    """The prior of `voices`: the utterances `[n, dim]` of each name, by people who are not in the cohort.
+
+    Each voice in turn is enrolled from its first three utterances, and everybody else's later ones try to pass for it.
+    """
+    impostor_scores = [
+        impostor_score(utterances[:ENROLLMENT_CLIPS], cohort, row)
+        for name, utterances in voices.items()
+        for other, rows in voices.items()
+        if other != name
+        for row in rows[ENROLLMENT_CLIPS:]
+    ]
+    enrolled = [mutual_similarity(utterances[:ENROLLMENT_CLIPS]) for utterances in voices.values()]
+    return prior_of(impostor_scores, enrolled, len(voices))
 
 
 def _sizes(voices: dict[str, np.ndarray], most: int) -> dict[str, int]:

@@ -152,9 +152,9 @@ def sound_seconds(path: str | Path) -> float:
         return float(samples / sound.samplerate)
 
 
-def decode(sound: Any, block: int = 65_536) -> Iterator[Pcm]:
-    """Yield a sound file that `open_sound` just opened, as mono blocks `[<= block]`. Raises what `decode_channels` raises."""
-    yield from map(to_mono, decode_channels(sound, block))
+def decode(sound: Any) -> Iterator[Pcm]:
+    """Yield a sound file that `open_sound` just opened, as mono blocks. Raises what `decode_channels` raises."""
+    yield from map(to_mono, decode_channels(sound))
 
 
 def decode_channels(sound: Any, block: int = 65_536) -> Iterator[Pcm]:

@@ -13,6 +13,8 @@ from confit_runtime.errors import UsageError
 
 SILENT_DBFS = -90.0  # anything softer counts as this soft
 _BLOCK_S = 0.02  # a hop is as loud as its loudest part of this length, so that an onset at its end is not averaged away
+_RISE_DB_PER_S = 1.0  # of the noise floor
+_SPEECH = 0.5  # probability
 _CHUNK = 512  # samples that silero-vad takes at a time, at 16 kHz
 
 
@@ -34,18 +36,16 @@ class EnergyGate:
 
     If `above_floor` is given, the sound must also be that many dB above the noise floor. The level of a hop is the RMS
     of its loudest 20 ms, without the DC offset. The noise floor is the lowest recent level: it falls at once and rises
-    by `rise` dB per second, so that the gate closes again some time after a fan is switched on. Raises UsageError for a
+    by one dB per second, so that the gate closes again some time after a fan is switched on. Raises UsageError for a
     level that is not below 0 dBFS, and for an invalid rate.
     """
 
-    def __init__(
-        self, sample_rate: int, level: float = -55.0, *, above_floor: float | None = None, rise: float = 1.0
-    ) -> None:
+    def __init__(self, sample_rate: int, level: float = -55.0, *, above_floor: float | None = None) -> None:
         if not is_number(level) or not SILENT_DBFS <= level < 0:
             raise UsageError(f"a gate's level must be between {SILENT_DBFS:g} and 0 dBFS; it is {level!r}")
         if above_floor is not None and not (is_number(above_floor) and above_floor > 0):
             raise UsageError(f"a gate must open above the noise floor, not {above_floor!r} dB above it")
-        self.level, self.above_floor, self.rise = level, above_floor, rise
+        self.level, self.above_floor = level, above_floor
         self.sample_rate = check_rate(sample_rate)
         self._block = max(1, round(_BLOCK_S * sample_rate))
         self.reset()
@@ -57,25 +57,23 @@ class EnergyGate:
         loudness = loudest_dbfs(hop, self._block)
         if self.above_floor is None:
             return loudness >= self.level
-        rising = math.inf if self._floor is None else self._floor + self.rise * len(hop) / self.sample_rate
+        rising = math.inf if self._floor is None else self._floor + _RISE_DB_PER_S * len(hop) / self.sample_rate
         self._floor = min(loudness, rising)
         return loudness >= max(self.level, self._floor + self.above_floor)
 
 
 class SpeechGate:
-    """Opens when silero-vad (the `vad` extra) gives a speech probability of at least `threshold`.
+    """Opens when silero-vad (the `vad` extra) gives a speech probability of at least one half.
 
     It costs more than a small streaming model. Use it with windowed models, where it saves most windows, and as a veto
     against detections without a voice. Raises UsageError if the model's rate is not 16 kHz or the package is not
     installed.
     """
 
-    def __init__(self, sample_rate: int, threshold: float = 0.5) -> None:
+    def __init__(self, sample_rate: int) -> None:
         if sample_rate != 16_000:
             raise UsageError(f"the speech gate works at 16000 Hz only; this model runs at {sample_rate} Hz")
-        if not is_number(threshold) or not 0 < threshold < 1:
-            raise UsageError(f"the speech gate's threshold must be between 0 and 1; it is {threshold!r}")
-        self.sample_rate, self.threshold = sample_rate, threshold
+        self.sample_rate = sample_rate
         self._detector = _silero()
         self.reset()
 
@@ -88,7 +86,7 @@ class SpeechGate:
         complete = len(self._buffer) // _CHUNK * _CHUNK
         chunks, self._buffer = self._buffer[:complete].reshape(-1, _CHUNK), self._buffer[complete:]
         # score every chunk, even after a first hit: the detector carries state
-        return max((self._detector.process_samples(chunk.tolist()) for chunk in chunks), default=0.0) >= self.threshold
+        return max((self._detector.process_samples(chunk.tolist()) for chunk in chunks), default=0.0) >= _SPEECH
 
 
 def check_gate(gate: Gate, sample_rate: int) -> None:

@@ -33,10 +33,6 @@ class Score:
         """For each sound, whether it was detected with its own label."""
         return [index is not None for index in self.found_by]
 
-    @property
-    def recall(self) -> float:
-        return sum(self.found) / len(self.found) if self.found else float("nan")
-
 
 def detection_window(sound: SoundEvent) -> tuple[float, float]:
     """The interval, in seconds, in which a detection of this sound must end."""

@@ -18,7 +18,7 @@ from confit_runtime.audio import (
     StreamResampler,
     check_rate,
     check_samples,
-    decode,
+    decode_channels,
     load_clip,
     open_sound,
     read_audio,
@@ -71,7 +71,7 @@ def test_mp3_of_a_low_bit_rate_is_the_same_by_blocks(tmp_path: Path, rate: int) 
     soundfile.write(path, NOISE, rate, format="MP3", subtype="MPEG_LAYER_III", compression_level=0.9)
     whole, _ = soundfile.read(path, dtype="float32")
     with open_sound(path) as sound:
-        by_blocks = np.concatenate(list(decode(sound, block=4096)))
+        by_blocks = np.concatenate(list(decode_channels(sound, block=4096)))[:, 0]
     np.testing.assert_allclose(by_blocks, whole, atol=1e-6)
 
 

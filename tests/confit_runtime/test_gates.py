@@ -175,9 +175,9 @@ def test_a_gate_lets_a_word_through_that_has_a_hole(kind: str, request: pytest.F
 
 def test_an_adaptive_gate_follows_the_noise_floor() -> None:
     """A fan is sound at first and noise after a while; what is as loud again above it is heard."""
-    gate = EnergyGate(RATE, -70.0, above_floor=12.0, rise=3.0)
+    gate = EnergyGate(RATE, -70.0, above_floor=12.0)
     rng = np.random.default_rng(0)
-    fan = [(0.01 * rng.standard_normal(HOP)).astype(np.float32) for _ in range(1500)]
+    fan = [(0.01 * rng.standard_normal(HOP)).astype(np.float32) for _ in range(3500)]
     before = [gate.hears((1e-4 * rng.standard_normal(HOP)).astype(np.float32)) for _ in range(100)]
     switched_on = [gate.hears(hop) for hop in fan]
     assert not any(before)
