@@ -116,22 +116,41 @@ def count(hits: Iterable[list[Floats]]) -> int:
     return sum(len(of_one) for of_one in hits)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, default=CACHE)
-    model = load("digits")
-    rate = model.contract.sample_rate
-    paths = sorted(folder(parser.parse_args().cache).glob("*.wav"))[::2]
-    recordings = [hear(model, load_clip(path, rate)) for path in paths]
-    other, taught = recordings[::2], recordings[1::2]
+def read_clips(rate: int) -> dict[str, dict[str, Floats]]:
+    """The demo's test clips of the words and of the label, by word and voice."""
     with (DEMO / "manifest.csv").open(newline="", encoding="utf-8") as table:
         rows = [row for row in csv.DictReader(table) if row["split"] == "test" and row["label"] in (*WORDS, LABEL)]
     clips: dict[str, dict[str, Floats]] = defaultdict(dict)
     for row in rows:
         clips[row["label"]][row["group"]] = load_clip(DEMO / row["path"], rate)
-    heard = {word: {voice: hear(model, pcm) for voice, pcm in said.items()} for word, said in clips.items()}
-    rng = np.random.default_rng(0)
+    return clips
 
+
+def make_matchers(model: Model, prints: Floats, taught: list[Heard], rng: np.random.Generator) -> dict[str, Matcher]:
+    """The matchers compared: with negative prints of what fires in `taught` at two thresholds, and with higher thresholds."""
+    matchers = {}
+    for base, threshold in ((f"threshold: {LOWERED}", LOWERED), ("default", None)):
+        matchers[base] = make_matcher(model, prints, None, threshold)
+        alarms = [one for of_one in taught for one in name_hits(model, of_one, matchers[base])]
+        for number in TAUGHT:
+            chosen = [alarms[at] for at in rng.permutation(len(alarms))[:number]]
+            matchers[f"{base}, negative prints: {number or 'all'}"] = make_matcher(
+                model, prints, np.reshape(chosen, (-1, prints.shape[1])), threshold
+            )
+    for threshold in THRESHOLDS:
+        matchers[f"threshold: {threshold}"] = make_matcher(model, prints, None, threshold)
+    return matchers
+
+
+def measure_names(
+    model: Model,
+    clips: dict[str, dict[str, Floats]],
+    heard: dict[str, dict[str, Heard]],
+    taught: list[Heard],
+    other: list[Heard],
+) -> dict[str, dict[str, float]]:
+    """What each matcher finds and takes wrongly, over all words and draws."""
+    rng = np.random.default_rng(0)
     totals: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     lowest: dict[str, float] = {}
     for word in WORDS:
@@ -140,21 +159,9 @@ def main() -> None:
                 [extract_prints(model, clips[word][one], "sound", one).embeddings for one in voices]
             )
             true = [one for voice, one in heard[word].items() if voice not in voices]
-            lowered = make_matcher(model, prints, None, LOWERED)
-            sounds = Sounds(true, taught, other).restrict(lowered)
-            matchers = {}
-            for base, threshold in ((f"threshold: {LOWERED}", LOWERED), ("default", None)):
-                matchers[base] = make_matcher(model, prints, None, threshold)
-                alarms = [one for of_one in sounds.taught for one in name_hits(model, of_one, matchers[base])]
-                for number in TAUGHT:
-                    chosen = [alarms[at] for at in rng.permutation(len(alarms))[:number]]
-                    matchers[f"{base}, negative prints: {number or 'all'}"] = make_matcher(
-                        model, prints, np.reshape(chosen, (-1, prints.shape[1])), threshold
-                    )
-            for threshold in THRESHOLDS:
-                matchers[f"threshold: {threshold}"] = make_matcher(model, prints, None, threshold)
+            sounds = Sounds(true, taught, other).restrict(make_matcher(model, prints, None, LOWERED))
             found = {}
-            for name, matcher in matchers.items():
+            for name, matcher in make_matchers(model, prints, sounds.taught, rng).items():
                 found[name] = sum(bool(name_hits(model, one, matcher)) for one in sounds.clips)
                 totals[name]["clips"] += len(sounds.clips)
                 totals[name]["found"] += found[name]
@@ -163,6 +170,16 @@ def main() -> None:
                 share = found[name] / found[f"threshold: {LOWERED}"]
                 lowest[name] = min(lowest.get(name, 1.0), share)
             print(word, voices, found, flush=True)
+    return {
+        name: {**{key: int(value) for key, value in of.items()}, "lowest_share_found": round(lowest[name], 3)}
+        for name, of in totals.items()
+    }
+
+
+def measure_label(
+    model: Model, clips: list[Heard], taught: list[Heard], other: list[Heard]
+) -> dict[str, dict[str, int]]:
+    """The same for the label: with nothing, with negative prints, and with higher thresholds."""
     alarms = [one for of_one in taught for one in label_hits(model, of_one, None, None)]
     no_prints = np.zeros((0, model.contract.embedding_dim), np.float32)
     with_negatives = make_matcher(model, no_prints, np.stack(alarms))
@@ -173,21 +190,33 @@ def main() -> None:
         *((f"threshold: {one}", one, None) for one in LABEL_THRESHOLDS),
     ):
         label[name] = {
-            "clips": len(heard[LABEL]),
-            "found": sum(bool(label_hits(model, one, threshold, vetoing)) for one in heard[LABEL].values()),
+            "clips": len(clips),
+            "found": sum(bool(label_hits(model, one, threshold, vetoing)) for one in clips),
             "taught": count(label_hits(model, one, threshold, vetoing) for one in taught),
             "other": count(label_hits(model, one, threshold, vetoing) for one in other),
         }
+    return label
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    paths = sorted(folder(parser.parse_args().cache).glob("*.wav"))[::2]
+    model = load("digits")
+    rate = model.contract.sample_rate
+    recordings = [hear(model, load_clip(path, rate)) for path in paths]
+    other, taught = recordings[::2], recordings[1::2]
+    clips = read_clips(rate)
+    heard = {word: {voice: hear(model, pcm) for voice, pcm in said.items()} for word, said in clips.items()}
+    names = measure_names(model, clips, heard, taught, other)
+    label = measure_label(model, list(heard[LABEL].values()), taught, other)
     hours = [sum(len(one.scores) for one in part) * model.contract.hop / rate / 3600 for part in (taught, other)]
     result = {
         "command": "python -m benchmarks.negative_prints",
         **machine(),
         "hours": {"taught": round(hours[0], 3), "other": round(hours[1], 3)},
         "draws": len(WORDS) * len(VOICES),
-        "names": {
-            name: {**{key: int(value) for key, value in of.items()}, "lowest_share_found": round(lowest[name], 3)}
-            for name, of in totals.items()
-        },
+        "names": names,
         "label": {"label": LABEL, **label},
     }
     write_json(RESULTS / "negative_prints.json", result)

@@ -32,6 +32,7 @@ from confit_runtime.enrollment import embed_query
 from confit_runtime.errors import AudioError
 from confit_runtime.intervals import grouped_share_interval
 from confit_runtime.matcher import Levels, Matcher, l2_normalise
+from confit_runtime.model import Model
 
 OUT = Path(__file__).with_name("results") / "speakers.json"
 SEEDS = 5
@@ -66,12 +67,11 @@ class QueryResult:
     stranger: bool  # whether the voice is not in that half
 
 
+Draws = dict[tuple[int, str], Draw]  # by seed and voice
 Answer = Callable[[dict[str, Floats], Floats], tuple[dict[str, float], str | None]]
 
 
-def run_queries(
-    draws: dict[tuple[int, str], Draw], embeddings: dict[int, Floats | None], answer: Answer
-) -> list[QueryResult]:
+def run_queries(draws: Draws, embeddings: dict[int, Floats | None], answer: Answer) -> list[QueryResult]:
     """Ask every utterance of all voices of its seed, and of a random half of them."""
     results = []
     for seed in sorted({seed for seed, _ in draws}):
@@ -247,6 +247,32 @@ def peer_embeddings(python: str, clips: list[npt.NDArray[np.float32]]) -> Floats
         return np.load(embeddings_path)
 
 
+def embed(model: Model, clips: list[Floats]) -> dict[int, Floats | None]:
+    """The embedding of each clip by its id; None where it has too little voice."""
+    embeddings: dict[int, Floats | None] = {}
+    for number, clip in enumerate(clips):
+        try:
+            embeddings[id(clip)] = embed_query(model, clip, "speaker", "an utterance")
+        except AudioError:
+            embeddings[id(clip)] = None
+        if number % 100 == 0:
+            say(f"{number} of {len(clips)}")
+    return embeddings
+
+
+def peer_queries(draws: Draws, embeddings: dict[int, Floats]) -> tuple[float, dict[str, list[QueryResult]]]:
+    """Resemblyzer's answers at its usual threshold and at the one best for these voices, and that threshold."""
+
+    def answers(level: float) -> list[QueryResult]:
+        return run_queries(draws, dict(embeddings), resemblyzer_answer(level))
+
+    best = min(map(float, np.arange(0.5, 0.95, 0.01)), key=lambda level: compute_measures(answers(level))["open_error"])
+    return best, {
+        "resemblyzer": answers(CONFIDENT),
+        "resemblyzer, at the threshold best for these very voices": answers(best),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=CACHE)
@@ -262,35 +288,17 @@ def main() -> None:
     clips = [clip for voice_draw in draws.values() for clip in [*voice_draw.enroll, *voice_draw.ask]]
     model = load(args.model)
     levels = Levels.of(model.contract, None, None)
-    embeddings: dict[int, Floats | None] = {}
-    refused = 0
-    for number, clip in enumerate(clips):
-        try:
-            embeddings[id(clip)] = embed_query(model, clip, "speaker", "an utterance")
-        except AudioError:
-            embeddings[id(clip)], refused = None, refused + 1
-        if number % 100 == 0:
-            say(f"{number} of {len(clips)}")
+    embeddings = embed(model, clips)
     families = {
         "actors, one language and studio": {voice.name for voice in chosen if voice.origin == "actors"},
         "prompts, four languages": {voice.name for voice in chosen if voice.origin == "prompts"},
         "volunteers, a language each": {v.name for v in chosen if v.origin in ("klettres", "ktuberling")},
     }
-    sides: dict[str, list[QueryResult]] = {
-        "confit-edge": run_queries(draws, embeddings, confit_edge_answer(model.cohort, levels))
-    }
+    sides = {"confit-edge": run_queries(draws, embeddings, confit_edge_answer(model.cohort, levels))}
+    best = None
     if args.peer:
-        theirs = dict(zip(map(id, clips), peer_embeddings(args.peer, clips), strict=True))
-        sides["resemblyzer"] = run_queries(draws, dict(theirs), resemblyzer_answer(CONFIDENT))
-        best = min(
-            np.arange(0.5, 0.95, 0.01),
-            key=lambda level: compute_measures(run_queries(draws, dict(theirs), resemblyzer_answer(float(level))))[
-                "open_error"
-            ],
-        )
-        sides["resemblyzer, at the threshold best for these very voices"] = run_queries(
-            draws, dict(theirs), resemblyzer_answer(float(best))
-        )
+        best, of_peer = peer_queries(draws, dict(zip(map(id, clips), peer_embeddings(args.peer, clips), strict=True)))
+        sides |= of_peer
     result = {
         "command": f"python -m benchmarks.speakers{' --peer PYTHON' if args.peer else ''}"
         + ("" if args.split == "test" else f" --split {args.split}"),
@@ -303,7 +311,7 @@ def main() -> None:
             "bytes": model.path.stat().st_size,
             "enroll": model.contract.calibration["enroll"],
         },
-        "refused_for_too_little_voice": refused,
+        "refused_for_too_little_voice": sum(one is None for one in embeddings.values()),
         **{
             name: {
                 **with_intervals(results),
@@ -311,7 +319,7 @@ def main() -> None:
             }
             for name, results in sides.items()
         },
-        **({"resemblyzer_best_threshold": round(float(best), 2)} if args.peer else {}),
+        **({"resemblyzer_best_threshold": round(best, 2)} if best is not None else {}),
         **machine(),
     }
     write_json(args.out, result)

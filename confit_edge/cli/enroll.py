@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +20,7 @@ from confit_runtime.errors import AudioError, ConfitError, UsageError
 from confit_runtime.names import format_known_names
 
 if TYPE_CHECKING:
+    from confit_runtime.arrays import Floats
     from confit_runtime.audio import Pcm
     from confit_runtime.contract import Contract
     from confit_runtime.enrollment import ClipPrints, Kind
@@ -109,101 +111,48 @@ def enroll(
 
     Next: `confit-edge identify` on other clips, or `confit-edge listen MODEL --gallery gallery.db`.
     """
-    import numpy as np
-
     from confit_edge.cli._enroll_negatives import check_negatives
     from confit_runtime import load
-    from confit_runtime.enrollment import ExistingPrints, model_kind, select_new_prints, to_flac
+    from confit_runtime.enrollment import model_kind, to_flac
     from confit_runtime.gallery import Gallery
-    from confit_runtime.matcher import SAME_SOUND
     from confit_runtime.names import check_new_name
-    from confit_runtime.prints import PrintCounts, to_blobs
-    from confit_runtime.sources import find_clips
 
     name = check_new_name(name)
     _check_options(clips, mic, {"--source": source, "--takes": takes, "--seconds": take_seconds})
     if force and not negative:
         raise UsageError("--force applies only to --negative; leave it out")
     loaded = load(model)
-    rate = loaded.contract.sample_rate
     with ExitStack() as stack:
         has_any = gallery.is_file() and gallery.stat().st_size > 0
         there = stack.enter_context(Gallery.open(gallery, loaded)) if has_any else None
         settled = kind or (model_kind(loaded.contract) if there is None else there.kind)
         if negative:
             _check_negative_name(name, loaded.contract, there)
-        sounds: Sequence[tuple[str, Path | Pcm]]
         if clips:
-            paths = find_clips(clips)
-            warn_about_narrow_clips(paths, loaded)
-            sounds = [(str(path), path) for path in paths]
+            sounds = _find_sounds(clips, loaded)
         else:
             sounds = _record_clips(loaded, source or "mic", takes or 3, take_seconds or 4.0, settled)
         taken = _take_prints(loaded, sounds, settled, json)
         warn_about_prints(name, taken, loaded, there, settled, negative=negative)
-        embeddings = np.concatenate([one.embeddings for _, one in taken])
-        # the seconds of a clip are divided equally: the prints of a voice have equal lengths
-        prints = [(clip, sound, one.seconds / len(one.sounds)) for clip, one in taken for sound in one.sounds]
-        blobs = to_blobs(embeddings)
         # checked before a gallery is created, so that a name with too little sound leaves nothing behind
-        already = there.already(name, blobs, negative=negative) if there else ExistingPrints()
-        sources, of_each = [clip for clip, _, _ in prints], [of_print for _, _, of_print in prints]
-        places, seconds = select_new_prints(
-            name, blobs, sources, of_each, already, None if negative else settled, gallery
-        )
-        prints, left_out = [prints[at] for at in places], len(prints) - len(places)
-        if prints and negative:
-            check_negatives(name, [sound for _, sound, _ in prints], embeddings[places], loaded, there, force=force)
-        if prints:
-            opened = there or stack.enter_context(Gallery.open(gallery, loaded, create=True, kind=settled))
-            calibrated_before = opened.calibrated()
-            opened.enroll(
-                name,
-                embeddings[places],
-                sources=[sources[at] for at in places],
-                voiced_s=seconds,
-                negative=negative,
-                audio=[to_flac(sound, rate) for _, sound, _ in prints] if keep_audio else None,
-                kind=settled,
-            )
-            there = opened
-            print_ended_calibrations(there, calibrated_before)
+        new = _new_prints(name, taken, there, None if negative else settled, gallery)
+        if new.sounds and negative:
+            check_negatives(name, new.sounds, new.embeddings, loaded, there, force=force)
+        if new.sounds:
+            there = there or stack.enter_context(Gallery.open(gallery, loaded, create=True, kind=settled))
+            audio = [to_flac(sound, loaded.contract.sample_rate) for sound in new.sounds] if keep_audio else None
+            _store(name, new, there, settled, audio, negative=negative)
         assert there is not None  # prints are only left out if a gallery has them
         total, calibrated = there.counts_of(name)[negative], there.calibrated()
         needed = None if negative else there.matcher.stream_threshold(name)
-    if json:
-        emit(
-            "enrolled",
-            name=name,
-            **(PrintCounts(0, len(prints)) if negative else PrintCounts(len(prints)))._asdict(),
-            left_out=left_out,
-            voiced_s=round(seconds, 3),
-            negative=negative,
-            false_accept_rate=loaded.contract.calibration.get("enroll", {}).get("false_accept_rate"),
-        )
-    else:
-        print_line(f"{name}: {prints_text(len(prints), negative)} from {seconds:.1f} s of sound")
-    if left_out:
+    _report(name, new, loaded.contract, negative=negative, json=json)
+    if new.left_out:
         kept = "; their audio is not kept" if keep_audio else ""
-        say(f"{prints_text(left_out, negative)} left out: already enrolled as {name}, or given twice{kept}")
+        say(f"{prints_text(new.left_out, negative)} left out: already enrolled as {name}, or given twice{kept}")
     say(f"{gallery} holds {prints_text(total, negative)} of {name}")
-    if needed is not None and settled == "sound" and needed >= SAME_SOUND:
-        say(
-            f"warning: in a stream, {name} needs a similarity of more than {SAME_SOUND:g}, which hardly any sound but the"
-            f" enrolled clips reaches: {loaded.name} can hardly tell it from other sounds; train a model with"
-            f" more classes or epochs, or with {name} as a class"
-        )
-    elif needed is not None and settled == "sound":
-        say(
-            f"in a stream, {name} needs a similarity of {needed:.2f}; if it is missed, enroll clips of more voices or takes, or"
-            f" lower that with `listen --threshold {quote(name)}=VALUE`; with either it also fires falsely more often"
-        )
-        if name not in calibrated:
-            command = f"confit-edge calibrate {quote(model)} --gallery {quote(str(gallery))} --negatives DIR"
-            say(
-                f"how often {name} fires falsely in your own background is unknown: `{command}` measures it and sets a"
-                " threshold"
-            )
+    if needed is not None and settled == "sound":
+        calibrate = f"confit-edge calibrate {quote(model)} --gallery {quote(str(gallery))} --negatives DIR"
+        _say_how_it_fires(name, needed, loaded.name, None if name in calibrated else calibrate)
 
 
 def _check_options(clips: list[str] | None, mic: bool, for_mic: dict[str, object]) -> None:
@@ -224,6 +173,15 @@ def _check_negative_name(name: str, contract: Contract, gallery: Gallery | None)
             f"--negative {name}: is neither enrolled (enrolled: {format_known_names(name, enrolled) or 'nobody'}) nor a label of"
             f" {contract.name} that fires ({format_known_names(name, labels) or 'none'})"
         )
+
+
+def _find_sounds(clips: list[str], model: Model) -> list[tuple[str, Path | Pcm]]:
+    """The sound files that clips name, folders and patterns resolved; warns of those that lack the high frequencies."""
+    from confit_runtime.sources import find_clips
+
+    paths = find_clips(clips)
+    warn_about_narrow_clips(paths, model)
+    return [(str(path), path) for path in paths]
 
 
 def _take_prints(
@@ -251,7 +209,102 @@ def _take_prints(
     return taken
 
 
-def _record_clips(model: Model, source: str, takes: int, seconds: float, kind: Kind) -> list[tuple[str, Pcm]]:
+@dataclass(frozen=True)
+class _NewPrints:
+    """Prints that a name lacks: their embeddings `[prints, dim]`, the sound and the clip of each, and the seconds of sound.
+
+    `left_out` counts the others, which the name already has or which were given twice.
+    """
+
+    embeddings: Floats
+    sounds: list[Pcm]
+    clips: list[str]
+    seconds: float
+    left_out: int
+
+
+def _new_prints(
+    name: str, taken: Sequence[tuple[str, ClipPrints]], there: Gallery | None, kind: Kind | None, path: Path
+) -> _NewPrints:
+    """Which of the prints taken the name lacks; `kind` is None for negative prints. Raises as `select_new_prints` does."""
+    import numpy as np
+
+    from confit_runtime.enrollment import ExistingPrints, select_new_prints
+    from confit_runtime.prints import to_blobs
+
+    embeddings = np.concatenate([one.embeddings for _, one in taken])
+    sounds = [sound for _, one in taken for sound in one.sounds]
+    clips = [clip for clip, one in taken for _ in one.sounds]
+    # the seconds of a clip are divided equally: the prints of a voice have equal lengths
+    seconds_of = [one.seconds / len(one.sounds) for _, one in taken for _ in one.sounds]
+    blobs = to_blobs(embeddings)
+    already = there.already(name, blobs, negative=kind is None) if there else ExistingPrints()
+    places, seconds = select_new_prints(name, blobs, clips, seconds_of, already, kind, path)
+    left_out = len(clips) - len(places)
+    return _NewPrints(
+        embeddings[places], [sounds[at] for at in places], [clips[at] for at in places], seconds, left_out
+    )
+
+
+def _store(
+    name: str, new: _NewPrints, gallery: Gallery, kind: Kind, audio: list[bytes] | None, *, negative: bool
+) -> None:
+    """Write the prints into a gallery, and say which calibrations that ended."""
+    calibrated_before = gallery.calibrated()
+    gallery.enroll(
+        name,
+        new.embeddings,
+        sources=new.clips,
+        voiced_s=new.seconds,
+        negative=negative,
+        audio=audio,
+        kind=kind,
+    )
+    print_ended_calibrations(gallery, calibrated_before)
+
+
+def _report(name: str, new: _NewPrints, contract: Contract, *, negative: bool, json: bool) -> None:
+    """Print the result: what was enrolled."""
+    from confit_runtime.prints import PrintCounts
+
+    number = len(new.sounds)
+    if not json:
+        print_line(f"{name}: {prints_text(number, negative)} from {new.seconds:.1f} s of sound")
+        return
+    emit(
+        "enrolled",
+        name=name,
+        **(PrintCounts(0, number) if negative else PrintCounts(number))._asdict(),
+        left_out=new.left_out,
+        voiced_s=round(new.seconds, 3),
+        negative=negative,
+        false_accept_rate=contract.calibration.get("enroll", {}).get("false_accept_rate"),
+    )
+
+
+def _say_how_it_fires(name: str, needed: float, model: str, calibrate: str | None) -> None:
+    """Say how similar a stream must be to the sound, and how to measure how often it fires, if the command is given."""
+    from confit_runtime.matcher import SAME_SOUND
+
+    if needed >= SAME_SOUND:
+        say(
+            f"warning: in a stream, {name} needs a similarity of more than {SAME_SOUND:g}, which hardly any sound but the"
+            f" enrolled clips reaches: {model} can hardly tell it from other sounds; train a model with"
+            f" more classes or epochs, or with {name} as a class"
+        )
+        return
+    say(
+        f"in a stream, {name} needs a similarity of {needed:.2f}; if it is missed, enroll clips of more voices or takes, or"
+        f" lower that with `listen --threshold {quote(name)}=VALUE`; with either it also fires falsely more often"
+    )
+    if calibrate:
+        say(
+            f"how often {name} fires falsely in your own background is unknown: `{calibrate}` measures it and sets a"
+            " threshold"
+        )
+
+
+def _record_clips(model: Model, source: str, takes: int, seconds: float, kind: Kind) -> list[tuple[str, Path | Pcm]]:
     """Record clips at the model's rate, announcing each; a clip that is clipped or silent is recorded again."""
     from confit_edge.cli._live import level_line, say_alone
     from confit_runtime.audio import bandwidth_warning, resample
@@ -260,7 +313,7 @@ def _record_clips(model: Model, source: str, takes: int, seconds: float, kind: K
 
     shown = without_secrets(source)  # it is stored in the gallery
     wanted = "speak a sentence or two, as you will later" if kind == "speaker" else "make the sound"
-    recorded: list[tuple[str, Pcm]] = []
+    recorded: list[tuple[str, Path | Pcm]] = []
     with open_source(source) as opened:
         if (lacks := bandwidth_warning(opened.name, opened.rate, model.name, model.contract.highest_hz)) is not None:
             say(lacks)

@@ -13,6 +13,8 @@ from confit_edge.cli._run_options import Background, Others, RunArgument
 from confit_runtime.contract import NO_LICENSE
 
 if TYPE_CHECKING:
+    from confit_export.export import Exported
+    from confit_export.model_card import Timing
     from confit_runtime.contract import Contract
 
 Choice = TypeVar("Choice", bound=str)
@@ -140,11 +142,10 @@ def export(
     from confit_edge.runs import read_run, run_corpus, with_current_paths
     from confit_export.calibration import CALIBRATIONS
     from confit_export.export import check_printable, check_replaceable, export_run
-    from confit_export.model_card import check_card_path, recommendation, time_model, write_card
+    from confit_export.model_card import check_card_path, time_model, write_card
     from confit_export.quantisation import Quantisation, check_no_quantize
     from confit_export.quantize import SCHEMES
     from confit_export.targets import TARGETS
-    from confit_runtime.data_warnings import data_warnings
     from confit_runtime.enrollment import model_kind
 
     if not quantize:
@@ -186,6 +187,14 @@ def export(
             "as --kind asks" if kind else "because of its encoder or label column; --kind sound makes it one for sounds"
         )
         say(f"this is a model for voices ({how}): every name enrolled with it is a speaker")
+    _report(made, timing, card, json_lines)
+
+
+def _report(made: Exported, timing: Timing, card: Path, json_lines: bool) -> None:
+    """Print what was written, what to do better, and the next step."""
+    from confit_export.model_card import recommendation
+    from confit_runtime.data_warnings import data_warnings
+
     contract, advice = made.contract, recommendation(made.contract, timing)
     if advice:
         say(advice)
@@ -196,7 +205,7 @@ def export(
         emit(
             "summary",
             model=contract.name,
-            path=str(out),
+            path=str(made.path),
             card=str(card),
             bytes=made.bytes,
             fp32_bytes=made.fp32_bytes,
@@ -216,8 +225,8 @@ def export(
         return
     compared = "" if contract.precision == "fp32" else f" (fp32 {timing.fp32.p50_ms:.2f} ms)"
     say(
-        f"wrote {out}: {made.bytes / 1e6:.2f} MB, {contract.precision}, {timing.latency.p50_ms:.2f} ms per call"
-        f"{compared}; card {card}. Next: {_next_step(contract, out)}"
+        f"wrote {made.path}: {made.bytes / 1e6:.2f} MB, {contract.precision}, {timing.latency.p50_ms:.2f} ms per call"
+        f"{compared}; card {card}. Next: {_next_step(contract, made.path)}"
     )
 
 

@@ -125,17 +125,7 @@ def _train(
 ) -> Trained | None:
     """Train in a folder that is locked for this training."""
     with ranks.share_errors():
-        if recipe.rooms and recipe.rooms != SYNTHETIC:
-            sound_files(Path(recipe.rooms), "--rooms")  # before anything is decoded and probed
-        encoder = pretrained(recipe.encoder, recipe.window, **recipe.encoder_options())
-        note_other_window(encoder, recipe, notify)
-        corpus = read_corpus(
-            manifest,
-            rate=encoder.sample_rate,
-            strict=recipe.strict,
-            progress=lambda done, total: notify({"stage": "decode", "done": done, "total": total}),
-            **recipe.corpus_options(),
-        )
+        encoder, corpus = _read(manifest, recipe, notify)
     data = describe_data(manifest, corpus, encoder.sample_rate)
     report_left_out(corpus.problems, ranks, notify)
     for text in [*remarks(corpus, data), *remarks_on_machine(recipe.precision, ranks.device)]:
@@ -145,13 +135,7 @@ def _train(
             teaching.check_corpus(corpus)
         warn_about_unlabelled(corpus, teaching, notify)
     elif recipe.soup is None:
-        recipe = replace(recipe, soup=trainings(recipe, corpus))
-        if recipe.trainings > 1:
-            note(
-                notify,
-                f"few training clips: averaging {recipe.trainings} trainings of {format_count(recipe.epochs, 'epoch')} each"
-                " (--soup 1 for a single one)",
-            )
+        recipe = _with_soup(recipe, corpus, notify)
     started = {
         "recipe": recipe.to_dict(),
         "fingerprint": corpus.fingerprint,
@@ -165,12 +149,7 @@ def _train(
     check_same_on_all_processes(ranks, started, corpus)
     finished = ranks.exists_for_all(out / "run.json")
     if resume:
-        if before := agreed_started_training(out, ranks):
-            check_same_training(out, before, started)
-            if elsewhere := device_change_note(before, started):
-                note(notify, elsewhere)
-        else:
-            note(notify, f"{out}: no training to resume there; starting a new one")
+        _check_resumed(out, started, ranks, notify)
     if finished:
         return None
     _check_trainable(encoder, corpus, recipe, teaching)
@@ -205,6 +184,44 @@ def _train(
         remove_search_files(out)
         beginning.unlink()
     return trained
+
+
+def _read(manifest: Path, recipe: Recipe, notify: Watcher) -> tuple[Encoder, Corpus]:
+    """The untrained encoder, and the clips at its rate."""
+    if recipe.rooms and recipe.rooms != SYNTHETIC:
+        sound_files(Path(recipe.rooms), "--rooms")  # before anything is decoded and probed
+    encoder = pretrained(recipe.encoder, recipe.window, **recipe.encoder_options())
+    note_other_window(encoder, recipe, notify)
+    corpus = read_corpus(
+        manifest,
+        rate=encoder.sample_rate,
+        strict=recipe.strict,
+        progress=lambda done, total: notify({"stage": "decode", "done": done, "total": total}),
+        **recipe.corpus_options(),
+    )
+    return encoder, corpus
+
+
+def _with_soup(recipe: Recipe, corpus: Corpus, notify: Watcher) -> Recipe:
+    """The recipe with `soup` decided; says so where several trainings are averaged."""
+    recipe = replace(recipe, soup=trainings(recipe, corpus))
+    if recipe.trainings > 1:
+        note(
+            notify,
+            f"few training clips: averaging {recipe.trainings} trainings of {format_count(recipe.epochs, 'epoch')} each"
+            " (--soup 1 for a single one)",
+        )
+    return recipe
+
+
+def _check_resumed(out: Path, started: dict[str, Any], ranks: Ranks, notify: Watcher) -> None:
+    """Raise UsageError where `out` holds a training that is not this one; says where it holds none."""
+    if before := agreed_started_training(out, ranks):
+        check_same_training(out, before, started)
+        if elsewhere := device_change_note(before, started):
+            note(notify, elsewhere)
+    else:
+        note(notify, f"{out}: no training to resume there; starting a new one")
 
 
 def _check_trainable(encoder: Encoder, corpus: Corpus, recipe: Recipe, teaching: TeachingRun | None) -> None:
