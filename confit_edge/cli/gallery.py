@@ -227,9 +227,7 @@ def re_enroll(
     gallery: GalleryFile = GALLERY,
     kind: Annotated[
         Literal["speaker", "sound"] | None,
-        typer.Option(
-            "--kind", help="What the names stand for, if the gallery does not say or the model is for the other kind."
-        ),
+        typer.Option("--kind", help="What the names stand for, if the model is for the other kind."),
     ] = None,
     json: Json = False,
 ) -> None:

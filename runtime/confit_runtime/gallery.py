@@ -15,8 +15,8 @@ from confit_runtime.arrays import Floats, check_duration
 from confit_runtime.enrollment import KIND_PLURALS, ExistingPrints, Kind, model_kind, select_new_prints
 from confit_runtime.errors import GalleryError, GalleryModelError, UsageError
 from confit_runtime.gallery_file import GalleryFile, check_folder, make_file, path_exists
+from confit_runtime.gallery_tables import Binding, damaged_error, read_binding, write_binding, write_index_digest
 from confit_runtime.matcher import Levels, Match, Matcher
-from confit_runtime.migrations import Binding, damaged_error, read_binding, write_binding, write_index_digest
 from confit_runtime.model import Model
 from confit_runtime.names import check_new_name, clean_name, format_known_names
 from confit_runtime.prints import (
@@ -85,7 +85,7 @@ class Gallery:
         In a folder without write permission, the file is opened as it is, read-only.
 
         Raises UsageError if the file does not exist, for invalid levels, and for thresholds of names that are not
-        enrolled. Raises GalleryError if the file is damaged, from a newer version, for another model, not a gallery,
+        enrolled. Raises GalleryError if the file is damaged, of another version, for another model, not a gallery,
         in use by another program for longer than the time limit, or not accessible.
         """
         if not isinstance(path, str | Path):
@@ -150,18 +150,8 @@ class Gallery:
 
     @property
     def kind(self) -> Kind:
-        """What the names are; if a file of an older version does not say, what its model says.
-
-        Raises UsageError if neither says.
-        """
-        if self.binding.kind:
-            return "speaker" if self.binding.kind == "speaker" else "sound"
-        if self._model is None:
-            raise UsageError(
-                f"{self.path}: was made by a version that did not record whether it holds voices or sounds: say"
-                " which with --kind"
-            )
-        return model_kind(self._model.contract)
+        """What the names are."""
+        return self.binding.kind
 
     def check(self, model: Model) -> None:
         """Raise GalleryError unless this gallery was enrolled with `model`'s embedding."""
@@ -176,7 +166,7 @@ class Gallery:
                 ).fetchone()
             named = f"{binding.model}, " if binding.model else ""
             advice = "use that model, or another --gallery"
-            if kept and kept == prints and binding.kind in ("", model_kind(contract)):
+            if kept and kept == prints and binding.kind == model_kind(contract):
                 again = f"`confit-edge gallery re-enroll {display_name(model.path)} --gallery {self.path}`"
                 advice += f"; or compute its prints again from the audio that was kept: {again}"
             raise GalleryModelError(
@@ -243,7 +233,7 @@ class Gallery:
                 own, kind = ExistingPrints(self.blobs(name, negative=negative)), None
             else:
                 own = self.already(name, blobs, negative=negative)
-                kind = None if negative else kind or self._kind_or_none()
+                kind = None if negative else kind or self.kind
             indices, heard_s = select_new_prints(name, blobs, sources, voiced_s, own, kind, self.path)
             self._file.erase_orphaned_index(db)
             db.execute("INSERT INTO names (name, voiced_s) VALUES (?, 0) ON CONFLICT DO NOTHING", (name,))
@@ -271,10 +261,6 @@ class Gallery:
             return ExistingPrints(own, contrary=contrary, negative=True)
         seconds = self.voiced_s(name) if self.counts_of(name).prints else 0.0
         return ExistingPrints(own, seconds, self.owners(blobs), contrary)
-
-    def _kind_or_none(self) -> Kind | None:
-        """The kind, or None if neither a file of an older version nor a model says."""
-        return self.kind if self.binding.kind or self._model else None
 
     def names(self) -> dict[str, int]:
         """How many prints each name has, sorted by name."""

@@ -10,16 +10,14 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
-from typing import Literal, NoReturn
+from typing import NoReturn
 from weakref import WeakSet
 
 from confit_runtime.errors import GalleryError, UsageError
 from confit_runtime.files import PRIVATE_MODE
-from confit_runtime.migrations import (
+from confit_runtime.gallery_tables import (
     Binding,
     create_schema,
-    is_write_failure,
-    migrate,
     prepare,
     sqlite_errors_reported,
     write_index_digest,
@@ -38,8 +36,6 @@ _OPEN: WeakSet[GalleryFile] = WeakSet()  # opened by this process, or before it 
 
 FileStamp = tuple[int, int]  # when, in ns, and how many bytes
 FileVersion = tuple[int, FileStamp | None]
-# what to do with a file of an older schema; either: migrate it, or a copy if it cannot be written
-OlderSchema = Literal["migrate", "copy", "either"]
 
 
 class GalleryFile:
@@ -70,7 +66,7 @@ class GalleryFile:
         self.lock, self._forked = RLock(), True
 
     def _adopt(self, opened: _Opened) -> None:
-        self._db, self._copied = opened.db, opened.copied
+        self._db = opened.db
         self._identity, self._stamp = opened.identity, opened.written
 
     def close(self) -> None:
@@ -89,41 +85,30 @@ class GalleryFile:
             raise GalleryError(f"{self.path}: was closed: open the gallery again")
 
     @contextmanager
-    def reading(self, timeout_s: float = BUSY_TIMEOUT_S) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> Iterator[sqlite3.Connection]:
         """The connection, which no other thread uses meanwhile. Raises GalleryError."""
         with self.lock:
             self.check_open()
             with sqlite_errors_reported(self.path):
                 if not (self._readers or self._db.in_transaction):
-                    self._drop_stale_pages(timeout_s)  # may replace the connection
+                    self._drop_stale_pages()
                 self._readers += 1
                 try:
                     yield self._db
                 finally:
                     self._readers -= 1
 
-    def _drop_stale_pages(self, timeout_s: float) -> None:
+    def _drop_stale_pages(self) -> None:
         """Make SQLite read the file again after it was written.
 
         SQLite keeps pages for as long as a counter in the file stays the same. A backup restored in place may have the
-        same counter, and half of those pages would then be written back into it. If the gallery is used as a migrated
-        copy in memory, because the file could not be migrated, it is copied again; if the file is gone, the copy stays
-        as it is.
+        same counter, and half of those pages would then be written back into it.
         """
         written = _file_stamp(self.path)
         if written == self._stamp:
             return
-        if not self._copied:
-            self._db.execute("PRAGMA shrink_memory")
-            self._stamp = written
-        elif written is not None:
-            self._replace(_open(self.path, None, timeout_s, older="copy"))
-
-    def _replace(self, opened: _Opened) -> None:
-        """Continue with another connection."""
-        self._db.close()
-        self._adopt(opened)
-        self._db.execute(f"PRAGMA busy_timeout = {round(1000 * BUSY_TIMEOUT_S)}")
+        self._db.execute("PRAGMA shrink_memory")
+        self._stamp = written
 
     @contextmanager
     def reading_with_timeout(self, seconds: float) -> Iterator[sqlite3.Connection]:
@@ -131,7 +116,7 @@ class GalleryFile:
 
         Raises GalleryBusyError if that is too short.
         """
-        with self.reading(seconds) as db:
+        with self.reading() as db:
             db.execute(f"PRAGMA busy_timeout = {round(1000 * seconds)}")
             try:
                 yield db
@@ -161,9 +146,6 @@ class GalleryFile:
                 return
             self.check_current()
             self.needs_vacuum = False
-            if self._copied:  # there may be space by now, and write permission; if not, this reports it
-                self._replace(_open(self.path, None, BUSY_TIMEOUT_S, older="migrate"))
-                db = self._db
             with db:
                 db.execute("BEGIN IMMEDIATE")
                 yield db
@@ -227,7 +209,10 @@ class GalleryFile:
         Raises GalleryError.
         """
         with self.lock, sqlite_errors_reported(self.path):
-            self._replace(_open(self.path, None, seconds))
+            opened = _open(self.path, None, seconds)
+            self._db.close()
+            self._adopt(opened)
+            self._db.execute(f"PRAGMA busy_timeout = {round(1000 * BUSY_TIMEOUT_S)}")
 
 
 def _after_fork() -> None:
@@ -298,71 +283,24 @@ class _Opened:
     db: sqlite3.Connection
     identity: tuple[int, int] | None
     written: FileStamp | None
-    copied: bool = False  # whether it is a migrated copy in memory
 
 
-def _open(path: Path, binding: Binding | None, timeout_s: float, *, older: OlderSchema = "either") -> _Opened:
+def _open(path: Path, binding: Binding | None, timeout_s: float) -> _Opened:
     """Open a gallery; with a `binding`, a blank or missing one becomes a gallery with it.
 
-    A gallery of an older schema is migrated; if it cannot be written, a copy in memory is. Raises GalleryError, and
-    SQLite's errors.
+    Raises GalleryError, and SQLite's errors.
     """
     identity, written = _identity(path), _file_stamp(path)
     writable = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
     db = _connect(path, create=binding is not None, writable=writable, timeout_s=timeout_s)
     try:
-        _set_pragmas(db)
-        if prepare(path, db, binding) or _try_migrate(path, db, older, writable):
-            return _Opened(db, identity or _identity(path), written)
-        written = _file_stamp(path)  # a failed migration may have written something and rolled it back
-        with closing(db):
-            return _Opened(_migrated_copy(path, db), identity, written, copied=True)
+        for pragma in PRAGMAS:
+            db.execute(f"PRAGMA {pragma}")
+        prepare(path, db, binding)
+        return _Opened(db, identity or _identity(path), written)
     except BaseException:
         db.close()
         raise
-
-
-def _try_migrate(path: Path, db: sqlite3.Connection, older: OlderSchema, writable: bool) -> bool:
-    """Migrate a gallery in its file, if this is requested and possible. Raises GalleryError, and SQLite's errors."""
-    if older == "copy":
-        return False
-    try:
-        migrate(path, db)
-    except sqlite3.OperationalError as error:
-        if older == "migrate" or not is_write_failure(error):
-            raise
-        if writable:
-            log.warning(
-                "%s: is from an older version and could not be migrated to this one (%s): is the disk full? Until"
-                " it can be written, a copy in memory is used",
-                path,
-                error,
-            )
-        return False
-    return True
-
-
-def _migrated_copy(path: Path, db: sqlite3.Connection) -> sqlite3.Connection:
-    """A copy in memory, of the current schema, that cannot be changed. Raises GalleryError, and SQLite's errors."""
-    copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-    try:
-        _set_pragmas(copy)
-        with db:
-            db.execute("BEGIN")
-            # waits for a writer no longer than the time limit
-            db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-            db.backup(copy)
-        migrate(path, copy)
-        copy.execute("PRAGMA query_only = ON")
-    except BaseException:
-        copy.close()
-        raise
-    return copy
-
-
-def _set_pragmas(db: sqlite3.Connection) -> None:
-    for pragma in PRAGMAS:
-        db.execute(f"PRAGMA {pragma}")
 
 
 def _connect(path: Path, *, create: bool, writable: bool, timeout_s: float) -> sqlite3.Connection:

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from confit_runtime.arrays import Bools, Floats, Indices, as_floats
 from confit_runtime.errors import UsageError
+from confit_runtime.gallery_tables import damaged_error
 from confit_runtime.matcher import l2_normalise
-from confit_runtime.migrations import damaged_error
 
 FETCH_BATCH = 20_000
 QUERY_BATCH = 400  # prints requested by one statement, by two values each; SQLite accepts at least 999

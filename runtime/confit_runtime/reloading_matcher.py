@@ -11,11 +11,10 @@ from dataclasses import replace
 import numpy as np
 
 from confit_runtime.arrays import Floats, Indices
-from confit_runtime.enrollment import model_kind
 from confit_runtime.errors import GalleryBusyError, GalleryError, GalleryModelError, UsageError
 from confit_runtime.gallery_file import FileVersion, GalleryFile, path_exists
+from confit_runtime.gallery_tables import Binding, damaged_error, read_index_digest
 from confit_runtime.matcher import Levels, Matcher
-from confit_runtime.migrations import Binding, damaged_error, read_index_digest
 from confit_runtime.model import Model
 from confit_runtime.names import check_new_name, clean_name
 from confit_runtime.prints import (
@@ -146,7 +145,7 @@ class ReloadingMatcher:
             owner_indices(path, list(names), own.owners),
             own.prints,
             self._cohort(binding),
-            levels=self._levels if self._is_of_sounds(binding) else replace(self._levels, stream_threshold=None),
+            levels=self._levels if binding.kind == "sound" else replace(self._levels, stream_threshold=None),
             search=self._search(own, before, read_index_digest(db)),
             vetoed=owner_indices(path, list(names), negative.owners),
             vetoes=negative.prints,
@@ -188,10 +187,7 @@ class ReloadingMatcher:
     def _cohort(self, binding: Binding) -> Floats:
         """Embeddings of what is not enrolled: the model's own sounds and, for sounds, quiet rooms."""
         cohort = self._model.cohort
-        return np.concatenate([cohort, self._model.quiet]) if self._is_of_sounds(binding) else cohort
-
-    def _is_of_sounds(self, binding: Binding) -> bool:
-        return (binding.kind or model_kind(self._model.contract)) == "sound"
+        return np.concatenate([cohort, self._model.quiet]) if binding.kind == "sound" else cohort
 
     def _checked_name(self, name: object) -> str:
         """A name to be used in answers. Raises GalleryError for one that cannot be enrolled."""

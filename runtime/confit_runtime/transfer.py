@@ -70,7 +70,7 @@ def import_names(target: Gallery, source: Gallery, progress: Progress = _no_prog
         raise GalleryError(
             f"{source.path}: was enrolled with another model than {target.path}, and prints of two models cannot be compared"
         )
-    if source.binding.kind and target.binding.kind and source.binding.kind != target.binding.kind:
+    if source.kind != target.kind:
         raise UsageError(
             f"{source.path}: holds {KIND_PLURALS[source.kind]}, but {target.path} holds {KIND_PLURALS[target.kind]}: import it"
             " into another --gallery"
@@ -96,8 +96,8 @@ def import_names(target: Gallery, source: Gallery, progress: Progress = _no_prog
 def re_enroll_prints(gallery: Gallery, model: Model, kind: Kind | None = None) -> dict[str, PrintCounts]:
     """Compute every print again with another model, from the audio that was kept. Returns how many of each name.
 
-    `kind` says what the names are, if the gallery does not or the model is of the other kind. Raises, changing
-    nothing, UsageError if it is needed and missing, and GalleryError if the audio of any print was not kept or the
+    `kind` says what the names are, if the model is of the other kind. Raises, changing nothing, UsageError if it is
+    needed and missing, and GalleryError if the audio of any print was not kept or the
     gallery was changed meanwhile.
     """
     of_model = model_kind(model.contract)

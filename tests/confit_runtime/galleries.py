@@ -1,16 +1,10 @@
-"""Old galleries, a program that writes one, and a copy restored in place."""
+"""A program that writes a gallery, and a copy restored in place."""
 
 from __future__ import annotations
 
 import shutil
 import time
 from pathlib import Path
-
-OLD = Path(__file__).parents[1] / "data" / "gallery_schema1.db"  # made by the first version; zoë and Ada Lovelace
-OLD_2 = OLD.with_name("gallery_schema2.db")  # the same names; one negative print of "low", and zoë's audio
-
-
-# several programs, a full disk
 
 WRITER = """
 import sys

@@ -24,10 +24,10 @@ from confit_runtime import (
     chunk_scorer,
     device_file,
     enrollment,
+    gallery_tables,
     listen,
     load,
     matcher,
-    migrations,
     speaker,
     voice_activity,
 )
@@ -419,7 +419,7 @@ def test_the_page_is_of_these_schemas_and_tells_of_every_key() -> None:
     page = (DEMO.parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
     assert f"## The contract, schema {SCHEMA}\n" in page
     assert f"`MODEL.device.json` next to a model (schema {device_file.SCHEMA})" in page
-    assert f"`application_id` {migrations.APPLICATION_ID:#x}, `user_version` {migrations.SCHEMA}." in page
+    assert f"`application_id` {gallery_tables.APPLICATION_ID:#x}, `user_version` {gallery_tables.SCHEMA}." in page
     assert [field.name for field in dataclasses.fields(Contract) if f"`{field.name}`" not in page] == []
 
 

@@ -24,8 +24,8 @@ from confit_runtime import AudioError, GalleryError, Model, UsageError, load
 from confit_runtime.detect import NameDetector
 from confit_runtime.gallery import Gallery
 from confit_runtime.gallery_file import BUSY_TIMEOUT_S, make_file
+from confit_runtime.gallery_tables import SCHEMA, Binding
 from confit_runtime.matcher import Levels, Matcher
-from confit_runtime.migrations import SCHEMA, Binding
 from confit_runtime.names import clean_name
 from confit_runtime.prints import NameCalibration
 from confit_runtime.transfer import export_names, import_names
@@ -292,7 +292,7 @@ def test_unknown_is_not_a_valid_name(path: Path, tmp_path: Path, model: Model, n
             gallery.enroll(name, random_prints(1), sources=["one"], voiced_s=1.0)
         with pytest.raises(UsageError, match="cannot be a name"):
             gallery.rename("ada", name)
-    with sqlite3.connect(path) as db:  # as an older version let it be
+    with sqlite3.connect(path) as db:
         db.execute("UPDATE names SET name = ? WHERE name = 'bob'", (name.strip(),))
     db.close()
     with pytest.raises(
@@ -305,6 +305,19 @@ def test_unknown_is_not_a_valid_name(path: Path, tmp_path: Path, model: Model, n
         assert new.names() == {}
         old.rename(name, "ben")
         assert import_names(new, old) == {"ada": (3, 0), "ben": (2, 0)}
+
+
+def test_a_name_that_cannot_be_an_answer_is_listed_and_can_be_removed(tmp_path: Path, model: Model) -> None:
+    path, name = tmp_path / "house.db", "\u2068ada\u2069"
+    with Gallery.open(path, model, create=True) as gallery:
+        gallery.enroll("ada", random_prints(1), sources=["x"], voiced_s=5.0)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE names SET name = ?", (name,))
+    with pytest.raises(GalleryError, match=r"cannot be used as an answer .*gallery rename`, or remove it"):
+        Gallery.open(path, model)
+    with Gallery.open(path) as gallery:
+        assert gallery.names() == {name: 1}
+        assert gallery.remove(name) == (1, 0)
 
 
 def test_file_names_that_are_not_text_are_kept_readably(path: Path, model: Model) -> None:
@@ -517,16 +530,24 @@ def test_a_gallery_of_another_model(path: Path, tmp_path: Path) -> None:
             Gallery.open(path, other).close()
 
 
-def test_a_gallery_from_the_future(path: Path, model: Model) -> None:
-    with sqlite3.connect(path) as db:
-        db.execute(f"PRAGMA user_version = {SCHEMA + 1}")
-    db.close()
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        (SCHEMA + 1, rf"newer confit-edge \(schema {SCHEMA + 1}; this version reads {SCHEMA}\): update confit-edge"),
+        (SCHEMA - 1, rf"older confit-edge \(schema {SCHEMA - 1}; .*: enroll again into another --gallery"),
+    ],
+)
+def test_a_gallery_of_another_schema_is_refused(path: Path, model: Model, schema: int, said: str) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f"PRAGMA user_version = {schema}")
+    before = path.read_bytes()
     for opener in (model, None):
-        with pytest.raises(GalleryError, match=rf"newer confit-edge \(schema {SCHEMA + 1}"):
+        with pytest.raises(GalleryError, match=said):
             Gallery.open(path, opener)
+    assert path.read_bytes() == before
 
 
-def test_a_gallery_that_a_newer_version_migrates_while_it_is_open(
+def test_a_gallery_that_is_of_a_newer_schema_while_it_is_open(
     path: Path, model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Gallery.open(path, model) as gallery:

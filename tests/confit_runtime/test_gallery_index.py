@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
 import subprocess
 import sys
-from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 
@@ -20,7 +18,6 @@ from confit_runtime.search import ExactSearch, IndexSearch, build_index
 from confit_runtime.transfer import export_names, re_enroll_prints
 from tests import tiny_model
 from tests.at_once import at_once
-from tests.confit_runtime.galleries import OLD
 from tests.tiny_model import Floats, chord
 
 DIM = len(tiny_model.BANDS)
@@ -145,23 +142,6 @@ def test_enrolled_again_it_matches_at_once_and_without_its_old_index(tmp_path: P
         assert re_enroll_prints(gallery, other) == {"bell": (1, 0)}
         assert not gallery.index_path.exists()
         assert gallery.match(print_[0]).nearest == "bell"
-
-
-def test_a_model_is_loaded_after_an_index_was_made(tmp_path: Path, tiny: Path) -> None:
-    """In a process that had loaded none before: usearch and onnxruntime get along in one order only."""
-    pytest.importorskip("usearch", reason="the index extra is not installed")
-    script = """
-import sys
-from confit_runtime import load
-from confit_runtime.gallery import Gallery
-
-with Gallery.open(sys.argv[1]) as gallery:
-    print(gallery.build_index(), flush=True)
-print(load(sys.argv[2]).name)
-"""
-    command = [sys.executable, "-c", script, shutil.copy(OLD, tmp_path / "old.db"), tiny]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert (done.returncode, done.stdout.split()) == (0, ["5", "tiny"]), done.stderr
 
 
 def test_an_index_that_cannot_be_written_or_erased_is_one_error(tmp_path: Path, model: Model) -> None:
@@ -303,28 +283,6 @@ print("done")
     command = [sys.executable, "-c", script, tmp_path / "gallery.db", tiny]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-2000:]
-
-
-def test_an_index_of_an_older_version_is_made_again(
-    tmp_path: Path, model: Model, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Schema 3 did not tell which file it was."""
-    pytest.importorskip("usearch", reason="the index extra is not installed")
-    path = tmp_path / "house.db"
-    with Gallery.open(path, model, create=True) as gallery:
-        gallery.enroll("ada", prints := random_prints(3), sources=["x"] * 3, voiced_s=5.0)
-        gallery.build_index()
-    with closing(sqlite3.connect(path)) as db:
-        db.executescript(
-            "DROP TABLE calibrated; DROP TABLE index_file; DROP INDEX prints_by_beginning; PRAGMA user_version = 3"
-        )
-    with Gallery.open(path, model) as gallery:
-        assert gallery.match(prints[0]).nearest == "ada"
-        assert "make it again with `confit-edge gallery index`; comparing with every print instead" in caplog.text
-        caplog.clear()
-        gallery.build_index()
-        assert gallery.match(prints[0]).nearest == "ada"
-    assert not caplog.text
 
 
 def test_an_index_of_8_bits_ranks_as_all_bits_do(tmp_path: Path) -> None:

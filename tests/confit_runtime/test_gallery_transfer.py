@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -22,7 +21,6 @@ from confit_runtime.gallery import Gallery
 from confit_runtime.transfer import export_names, import_names, re_enroll_prints
 from tests import tiny_model
 from tests.at_once import at_once
-from tests.confit_runtime.galleries import OLD
 from tests.tiny_model import Floats, chord
 
 DIM = len(tiny_model.BANDS)
@@ -34,16 +32,25 @@ def random_prints(count: int) -> Floats:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+@pytest.fixture
+def two_names(tmp_path: Path, model: Model) -> Path:
+    """A gallery of Ada Lovelace and zoë."""
+    with Gallery.open(tmp_path / "two.db", model, create=True) as gallery:
+        for name, prints in (("Ada Lovelace", 3), ("zoë", 2)):
+            gallery.enroll(name, random_prints(prints), sources=["x"] * prints, voiced_s=5.0)
+    return tmp_path / "two.db"
+
+
 # other devices, other models
 
 
-def test_names_that_two_processes_export_to_one_file_come_whole(tmp_path: Path) -> None:
+def test_names_that_two_processes_export_to_one_file_come_whole(tmp_path: Path, two_names: Path) -> None:
     begin = f"""
 from contextlib import suppress
 from confit_runtime.errors import UsageError
 from confit_runtime.gallery import Gallery
 from confit_runtime.transfer import export_names
-source = Gallery.open(Path({str(shutil.copy(OLD, tmp_path / "old.db"))!r}))
+source = Gallery.open(Path({str(two_names)!r}))
 def export():
     path.unlink(missing_ok=True)
     with suppress(UsageError):  # the other one was faster
@@ -56,7 +63,7 @@ def export():
     assert [path.name for path in out.iterdir()] == ["all.db"]
 
 
-def test_a_killed_export_leaves_nothing_that_the_next_does_not_remove(tmp_path: Path) -> None:
+def test_a_killed_export_leaves_nothing_that_the_next_does_not_remove(tmp_path: Path, two_names: Path) -> None:
     (out := tmp_path / "out").mkdir()
     killed = f"""
 import os, signal, sys
@@ -66,14 +73,14 @@ from confit_runtime.transfer import export_names
 def kill(event, arguments):
     if event == "os.rename":  # all is written, and the file has not its name
         os.kill(os.getpid(), signal.SIGKILL)
-with Gallery.open(Path({str(shutil.copy(OLD, tmp_path / "old.db"))!r})) as source:
+with Gallery.open(Path({str(two_names)!r})) as source:
     sys.addaudithook(kill)
     export_names(source, [], Path({str(out / "all.db")!r}))
 """
     assert subprocess.run([sys.executable, "-c", killed], check=False).returncode == -signal.SIGKILL
     (left,) = out.iterdir()
     assert left.name.startswith(".all.db.")
-    with Gallery.open(tmp_path / "old.db") as source:
+    with Gallery.open(two_names) as source:
         export_names(source, [], out / "all.db")
     assert [path.name for path in out.iterdir()] == ["all.db"]
 

@@ -1,15 +1,19 @@
-"""The tables of a gallery file: created once, checked at each opening, and migrated from older schemas."""
+"""The tables of a gallery file: created once, and checked at each opening."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from confit_runtime.errors import GalleryBusyError, GalleryError
 from confit_runtime.search import erase_index, index_path
+
+if TYPE_CHECKING:
+    from confit_runtime.enrollment import Kind
 
 SCHEMA = 5
 APPLICATION_ID = int.from_bytes(b"cfeg", "big")
@@ -25,7 +29,7 @@ _CALIBRATED = (
     " threshold REAL NOT NULL, target_fa_per_hour REAL NOT NULL, made TEXT NOT NULL)"
 )
 _TABLES = (
-    # kind: what the names are, speaker or sound; empty in files of older schemas, which did not record it
+    # kind: what the names are, speaker or sound
     "CREATE TABLE binding (embedding_id TEXT NOT NULL, dim INTEGER NOT NULL, model TEXT NOT NULL, kind TEXT NOT NULL)",
     "CREATE TABLE names (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, voiced_s REAL NOT NULL)",
     # negative prints are of sounds that were mistaken for the name
@@ -38,76 +42,41 @@ _TABLES = (
     _CALIBRATED,
 )
 
-# as found in files of older schemas, and after their migration
-_OLDER_TABLES = (
-    "CREATE TABLE binding (embedding_id TEXT NOT NULL, dim INTEGER NOT NULL)",
-    "CREATE TABLE binding (embedding_id TEXT NOT NULL, dim INTEGER NOT NULL, model TEXT NOT NULL)",
-    "CREATE TABLE binding (embedding_id TEXT NOT NULL, dim INTEGER NOT NULL, model TEXT NOT NULL DEFAULT '')",
-    "CREATE TABLE binding (embedding_id TEXT NOT NULL, dim INTEGER NOT NULL, model TEXT NOT NULL,"
-    " kind TEXT NOT NULL DEFAULT '')",
-    "CREATE TABLE binding (embedding_id TEXT NOT NULL, dim INTEGER NOT NULL, model TEXT NOT NULL DEFAULT '',"
-    " kind TEXT NOT NULL DEFAULT '')",
-    "CREATE TABLE prints (id INTEGER PRIMARY KEY, name_id INTEGER NOT NULL REFERENCES names ON DELETE CASCADE,"
-    " embedding BLOB NOT NULL, source TEXT NOT NULL)",
-)
 _IMPLICIT_INDEX = None  # what SQLite reports for the index that it makes for a UNIQUE column
 # the row counts of ANALYZE; sqlite_stat4, which some builds add, keeps names and prints that were removed, and is
 # refused
 _STATISTICS = "CREATE TABLE sqlite_stat1(tbl,idx,stat)"
-_ALLOWED = {*_TABLES, *_OLDER_TABLES, _IMPLICIT_INDEX, _STATISTICS}
-
-
-def _to_2(db: sqlite3.Connection) -> None:
-    """Schema 1 had no negative prints, kept no audio and did not name its model."""
-    db.execute("ALTER TABLE binding ADD COLUMN model TEXT NOT NULL DEFAULT ''")
-    db.execute("ALTER TABLE prints ADD COLUMN negative INTEGER NOT NULL DEFAULT 0")
-    db.execute(_AUDIO)
-
-
-def _to_3(db: sqlite3.Connection) -> None:
-    """Schema 2 did not record whether names are voices or sounds."""
-    db.execute("ALTER TABLE binding ADD COLUMN kind TEXT NOT NULL DEFAULT ''")
-
-
-def _to_4(db: sqlite3.Connection) -> None:
-    """Schema 3 did not identify its index file, and read all prints to find one."""
-    db.execute(_INDEX_FILE)
-    db.execute(_PREFIX_INDEX)
-
-
-def _to_5(db: sqlite3.Connection) -> None:
-    """Schema 4 had no calibrated names."""
-    db.execute(_CALIBRATED)
-
-
-# by the schema they lead to
-_MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {2: _to_2, 3: _to_3, 4: _to_4, 5: _to_5}
+_ALLOWED = {*_TABLES, _IMPLICIT_INDEX, _STATISTICS}
 
 
 @dataclass(frozen=True)
 class Binding:
-    """What a gallery's prints are of: a model's embedding, and names that are a speaker or a sound ("": not recorded)."""
+    """What a gallery's prints are of: a model's embedding, and what its names are."""
 
     embedding_id: str
     dim: int
     model: str
-    kind: str
+    kind: Kind
 
     def is_comparable_to(self, other: Binding) -> bool:
         """Whether prints of both can be compared: they are of one embedding."""
         return (self.embedding_id, self.dim) == (other.embedding_id, other.dim)
 
 
-def prepare(path: Path, db: sqlite3.Connection, create_for: Binding | None) -> bool:
-    """Check an open gallery; if it is blank and `create_for` is given, create its tables.
+def prepare(path: Path, db: sqlite3.Connection, create_for: Binding | None) -> None:
+    """Check an open gallery; if it is blank and `create_for` is given, create its tables first.
 
-    Returns whether the schema is current.
-
-    Raises GalleryError if it is not a gallery, is damaged, or is newer than this version.
+    Raises GalleryError if it is not a gallery, is damaged, or is of another schema.
     """
     if create_for is not None and is_blank(path, db):
         create_schema(path, db, create_for)
-    return _check(path, db) == SCHEMA
+    if is_blank(path, db):
+        raise GalleryError(f"{path}: is empty: enroll a name into it first")
+    if _header(db, "application_id") != APPLICATION_ID:
+        raise GalleryError(f"{path}: is an SQLite file, but not a confit-edge gallery: choose another --gallery")
+    _check_schema(path, db)
+    if _is_truncated(path, db) or db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+        raise damaged_error(path)
 
 
 def is_blank(path: Path, db: sqlite3.Connection) -> bool:
@@ -143,9 +112,9 @@ def read_binding(path: Path, db: sqlite3.Connection) -> Binding:
 
     Raises GalleryError if the file's contents are invalid, not confit-edge's, or by now of a newer version.
     """
-    _schema(path, db)
+    _check_schema(path, db)
     row = db.execute("SELECT embedding_id, dim, model, kind FROM binding").fetchone()
-    if row is None or [type(value) for value in row] != [str, int, str, str] or row[3] not in ("speaker", "sound", ""):
+    if row is None or [type(value) for value in row] != [str, int, str, str] or row[3] not in ("speaker", "sound"):
         raise damaged_error(path)
     return Binding(*row)
 
@@ -163,28 +132,20 @@ def read_index_digest(db: sqlite3.Connection) -> object:
     return row and row[0]
 
 
-def _check(path: Path, db: sqlite3.Connection) -> int:
-    """The schema of an undamaged gallery. Raises GalleryError."""
-    if is_blank(path, db):
-        raise GalleryError(f"{path}: is empty: enroll a name into it first")
-    if _header(db, "application_id") != APPLICATION_ID:
-        raise GalleryError(f"{path}: is an SQLite file, but not a confit-edge gallery: choose another --gallery")
-    version = _schema(path, db)
-    if version < 1 or _is_truncated(path, db) or db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-        raise damaged_error(path)
-    return version
+def _check_schema(path: Path, db: sqlite3.Connection) -> None:
+    """Raise GalleryError if a gallery is of another schema, or has tables, views or triggers of its own.
 
-
-def _schema(path: Path, db: sqlite3.Connection) -> int:
-    """The schema of a gallery.
-
-    Raises GalleryError if it is newer than this version, or has tables, views or triggers of its own, which SQLite
-    would run.
+    SQLite would run those.
     """
     if (version := _header(db, "user_version")) > SCHEMA:
         raise GalleryError(
-            f"{path}: is from a newer confit-edge (schema {version}; this version reads up to {SCHEMA}): update"
-            " confit-edge, or restart this program if confit-edge was updated meanwhile"
+            f"{path}: is from a newer confit-edge (schema {version}; this version reads {SCHEMA}): update confit-edge,"
+            " or restart this program if confit-edge was updated meanwhile"
+        )
+    if version < SCHEMA:
+        raise GalleryError(
+            f"{path}: is from an older confit-edge (schema {version}; this version reads {SCHEMA}): enroll again into"
+            " another --gallery"
         )
     for name, sql in db.execute("SELECT name, sql FROM sqlite_master"):
         if sql not in _ALLOWED:
@@ -192,13 +153,10 @@ def _schema(path: Path, db: sqlite3.Connection) -> int:
                 f"{path}: has {name!r:.60}, which does not belong in a gallery: the file was changed; restore a"
                 " copy, or enroll again into another --gallery"
             )
-    return version
 
 
 def _is_truncated(path: Path, db: sqlite3.Connection) -> bool:
     """Whether the file ends within a page, which SQLite tolerates if only zeros are lost."""
-    if db.in_transaction:
-        return False  # during a migration, of a file that was complete when it was opened
     with db:
         db.execute("BEGIN")
         size = _header(db, "page_size")
@@ -206,24 +164,8 @@ def _is_truncated(path: Path, db: sqlite3.Connection) -> bool:
         return path.stat().st_size % size != 0
 
 
-def migrate(path: Path, db: sqlite3.Connection) -> None:
-    """Bring an older gallery to the current schema in one transaction: after a crash the file is as it was, or complete."""
-    with db:
-        db.execute("BEGIN IMMEDIATE")
-        # another program may have migrated it since it was checked
-        for version in range(_check(path, db) + 1, SCHEMA + 1):
-            _MIGRATIONS[version](db)
-        db.execute(f"PRAGMA user_version = {SCHEMA}")
-
-
 def _header(db: sqlite3.Connection, field: str) -> int:
     return int(db.execute(f"PRAGMA {field}").fetchone()[0])
-
-
-def is_write_failure(error: sqlite3.Error) -> bool:
-    """Whether SQLite can still read the file: it or its folder is read-only, or there is no space."""
-    code = getattr(error, "sqlite_errorname", "")
-    return code.startswith(("SQLITE_READONLY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN"))
 
 
 def damaged_error(path: Path) -> GalleryError:
