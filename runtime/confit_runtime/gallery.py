@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
@@ -15,7 +15,7 @@ from confit_runtime.arrays import Floats, check_duration
 from confit_runtime.enrollment import KIND_PLURALS, ExistingPrints, Kind, model_kind, select_new_prints
 from confit_runtime.errors import GalleryError, GalleryModelError, UsageError
 from confit_runtime.gallery_file import GalleryFile, check_folder, make_file, path_exists
-from confit_runtime.gallery_tables import Binding, damaged_error, read_binding, write_binding, write_index_digest
+from confit_runtime.gallery_tables import Binding, damaged_error, read_binding, write_binding
 from confit_runtime.matcher import Levels, Match, Matcher
 from confit_runtime.model import Model
 from confit_runtime.names import check_new_name, clean_name, format_known_names
@@ -25,16 +25,13 @@ from confit_runtime.prints import (
     PrintCounts,
     check_embeddings,
     check_enrollment,
-    contains_prints,
     from_blobs,
     read_calibrated,
     read_counts,
-    read_indexed,
     read_owners,
     to_blobs,
 )
 from confit_runtime.reloading_matcher import ReloadingMatcher
-from confit_runtime.search import build_index
 from confit_runtime.shipped import display_name
 
 
@@ -235,7 +232,6 @@ class Gallery:
                 own = self.already(name, blobs, negative=negative)
                 kind = None if negative else kind or self.kind
             indices, heard_s = select_new_prints(name, blobs, sources, voiced_s, own, kind, self.path)
-            self._file.erase_orphaned_index(db)
             db.execute("INSERT INTO names (name, voiced_s) VALUES (?, 0) ON CONFLICT DO NOTHING", (name,))
             name_id = self._id_of(db, name)
             if not negative:
@@ -326,45 +322,10 @@ class Gallery:
             for blob, source, negative, flac in rows
         ]
 
-    @property
-    def index_path(self) -> Path:
-        """The path of this gallery's index, if `build_index` made one."""
-        return self._file.index_path
-
-    def build_index(self, progress: Callable[[int, int], None] | None = None) -> int:
-        """Write an index of the prints next to the file, for galleries of more than 100 000. Returns how many prints it holds.
-
-        The index has the file's mode. Prints enrolled later are found without it; removing a name erases it.
-        `progress` gets the number of prints that are in it and the number of all prints. Raises UsageError without
-        usearch, and GalleryError if the index cannot be written, or if meanwhile the file was replaced or a name
-        removed; no index is written then.
-        """
-        with self._file.lock:  # until the end, so that no other thread removes a name meanwhile
-            with self.moment() as db:
-                self._file.check_current()
-                look, mode = self._file.version(db), self.path.stat().st_mode & 0o777
-                ids, prints = read_indexed(self.path, db, self.dim)
-
-            @contextmanager
-            def commit_context(digest: str) -> Iterator[None]:
-                with self.change() as db:
-                    if self._file.version(db) != look and not contains_prints(
-                        *read_indexed(self.path, db, self.dim), ids, prints
-                    ):
-                        raise GalleryError(
-                            f"{self.path}: a name was removed meanwhile, so no index was made: make it again"
-                        )
-                    write_index_digest(db, digest)
-                    yield
-
-            build_index(self.index_path, ids, prints, progress, mode, commit_context)
-        return len(ids)
-
     def remove(self, name: str) -> PrintCounts:
-        """Forget a name: nothing of it stays in the file or in an index. Returns how many prints of each sign it had.
+        """Forget a name: nothing of it stays in the file. Returns how many prints of each sign it had.
 
-        Raises UsageError for an unknown name, and GalleryError, changing nothing, if the file or its index cannot be
-        written.
+        Raises UsageError for an unknown name, and GalleryError, changing nothing, if the file cannot be written.
         """
         name = clean_name(name)
         with self.change() as db:
@@ -373,7 +334,6 @@ class Gallery:
             db.execute("DELETE FROM audio WHERE print_id IN (SELECT id FROM prints WHERE name_id = ?)", (name_id,))
             db.execute("DELETE FROM prints WHERE name_id = ?", (name_id,))
             db.execute("DELETE FROM calibrated WHERE name_id = ?", (name_id,))
-            self._file.erase_index(db)
             db.execute("DELETE FROM names WHERE id = ?", (name_id,))
             self._file.needs_vacuum = True
         return had
@@ -435,7 +395,6 @@ class Gallery:
                 read = {name: [row.tobytes() for row in old.astype("<f4")] for name, (old, _) in names.items()}
                 if {name: [blob for _, blob in prints] for name, prints in held.items()} != read:
                     raise GalleryError(f"{self.path}: was changed meanwhile, so nothing was re-enrolled: try again")
-                self._file.erase_index(db)
                 db.execute("DELETE FROM calibrated")
                 for name, (old, new) in names.items():
                     blobs = to_blobs(check_embeddings(name, new, binding.dim))

@@ -20,9 +20,7 @@ from confit_runtime.gallery_tables import (
     create_schema,
     prepare,
     sqlite_errors_reported,
-    write_index_digest,
 )
-from confit_runtime.search import erase_index, index_path
 
 log = logging.getLogger(__name__)
 
@@ -171,21 +169,6 @@ class GalleryFile:
             # also remove the beginnings of prints from what SQLite moved; this needs little space
             with suppress(GalleryError), sqlite_errors_reported(self.path):
                 db.execute("REINDEX prints_by_beginning")
-
-    @property
-    def index_path(self) -> Path:
-        """The path of its index, if there is one."""
-        return index_path(self.path)
-
-    def erase_orphaned_index(self, db: sqlite3.Connection) -> None:
-        """Erase the index if the gallery has no prints: it belongs to a file that is gone. Raises GalleryError."""
-        if db.execute("SELECT 1 FROM prints WHERE negative = 0 LIMIT 1").fetchone() is None:
-            self.erase_index(db)
-
-    def erase_index(self, db: sqlite3.Connection) -> None:
-        """Erase the index, inside a `change`. Raises GalleryError."""
-        erase_index(self.index_path)
-        write_index_digest(db, None)
 
     @property
     def is_current(self) -> bool:

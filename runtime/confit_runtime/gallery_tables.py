@@ -10,17 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from confit_runtime.errors import GalleryBusyError, GalleryError
-from confit_runtime.search import erase_index, index_path
 
 if TYPE_CHECKING:
     from confit_runtime.enrollment import Kind
 
-SCHEMA = 5
+SCHEMA = 6
 APPLICATION_ID = int.from_bytes(b"cfeg", "big")
 
 _AUDIO = "CREATE TABLE audio (print_id INTEGER PRIMARY KEY REFERENCES prints ON DELETE CASCADE, flac BLOB NOT NULL)"
-# the SHA-256 of the file next to it that is its index; no row if there is none
-_INDEX_FILE = "CREATE TABLE index_file (digest TEXT NOT NULL)"
 # who has a print is looked up at each enrollment; its first two numbers distinguish it from nearly all others
 _PREFIX_INDEX = "CREATE INDEX prints_by_beginning ON prints (substr(embedding, 1, 8))"
 # what `calibrate` found: the similarity that a name needs in a stream, for which rate of false accepts, on which day
@@ -37,7 +34,6 @@ _TABLES = (
     " embedding BLOB NOT NULL, source TEXT NOT NULL, negative INTEGER NOT NULL DEFAULT 0)",
     "CREATE INDEX prints_of_name ON prints (name_id)",
     _AUDIO,
-    _INDEX_FILE,
     _PREFIX_INDEX,
     _CALIBRATED,
 )
@@ -85,15 +81,11 @@ def is_blank(path: Path, db: sqlite3.Connection) -> bool:
 
 
 def create_schema(path: Path, db: sqlite3.Connection, binding: Binding) -> None:
-    """Turn a blank file into a gallery of a model's prints; a file that is not blank stays as it is.
-
-    An index next to a blank file belongs to a file that is gone, and is erased. Raises GalleryError.
-    """
+    """Turn a blank file into a gallery of a model's prints; a file that is not blank stays as it is."""
     with db:
         db.execute("BEGIN IMMEDIATE")
         if not is_blank(path, db):
             return  # another program was faster
-        erase_index(index_path(path))
         for statement in _TABLES:
             db.execute(statement)
         write_binding(db, binding)
@@ -117,19 +109,6 @@ def read_binding(path: Path, db: sqlite3.Connection) -> Binding:
     if row is None or [type(value) for value in row] != [str, int, str, str] or row[3] not in ("speaker", "sound"):
         raise damaged_error(path)
     return Binding(*row)
-
-
-def write_index_digest(db: sqlite3.Connection, digest: str | None) -> None:
-    """Record the digest of the index file; None: there is no index."""
-    db.execute("DELETE FROM index_file")
-    if digest is not None:
-        db.execute("INSERT INTO index_file (digest) VALUES (?)", (digest,))
-
-
-def read_index_digest(db: sqlite3.Connection) -> object:
-    """The recorded digest of the index file; None if there is no index."""
-    row = db.execute("SELECT digest FROM index_file").fetchone()
-    return row and row[0]
 
 
 def _check_schema(path: Path, db: sqlite3.Connection) -> None:

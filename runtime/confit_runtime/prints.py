@@ -237,20 +237,6 @@ def read_owners(db: sqlite3.Connection, blobs: Iterable[bytes]) -> dict[bytes, s
     return found
 
 
-def read_indexed(path: Path, db: sqlite3.Connection, dim: int) -> tuple[Indices, Floats]:
-    """The contents of an index: ids `[n]` and embeddings `[n, dim]`. Raises GalleryError for invalid contents."""
-    held = read_prints(path, db, dim, negative=False)
-    owner_indices(path, [name_id for (name_id,) in db.execute("SELECT id FROM names ORDER BY id")], held.owners)
-    return held.ids, held.prints
-
-
-def contains_prints(ids: Indices, prints: Floats, some: Indices, those: Floats) -> bool:
-    """Whether all of the ids `some` are among `ids`, with the prints `those`."""
-    order = np.argsort(ids)
-    at = order[np.searchsorted(ids[order], some[np.isin(some, ids)])]
-    return len(at) == len(some) and np.array_equal(prints[at], those)
-
-
 def new_print_indices(blobs: Sequence[bytes], known: Collection[bytes]) -> list[int]:
     """The indices of the prints that are neither in `known` nor a copy of an earlier one."""
     seen, indices = set(known), []

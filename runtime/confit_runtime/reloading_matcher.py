@@ -13,7 +13,7 @@ import numpy as np
 from confit_runtime.arrays import Floats, Indices
 from confit_runtime.errors import GalleryBusyError, GalleryError, GalleryModelError, UsageError
 from confit_runtime.gallery_file import FileVersion, GalleryFile, path_exists
-from confit_runtime.gallery_tables import Binding, damaged_error, read_index_digest
+from confit_runtime.gallery_tables import Binding, damaged_error
 from confit_runtime.matcher import Levels, Matcher
 from confit_runtime.model import Model
 from confit_runtime.names import check_new_name, clean_name
@@ -25,7 +25,7 @@ from confit_runtime.prints import (
     read_prints,
     refresh_prints,
 )
-from confit_runtime.search import IncrementalSearch, IndexSearch, Search
+from confit_runtime.search import IncrementalSearch, Search
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class ReloadingMatcher:
             own.prints,
             self._cohort(binding),
             levels=self._levels if binding.kind == "sound" else replace(self._levels, stream_threshold=None),
-            search=self._search(own, before, read_index_digest(db)),
+            search=self._search(own, before),
             vetoed=owner_indices(path, list(names), negative.owners),
             vetoes=negative.prints,
             calibrated={name: one.threshold for name, one in read_calibrated(path, db).items()},
@@ -167,18 +167,9 @@ class ReloadingMatcher:
         )
         return own, negative, before
 
-    def _search(self, own: StoredPrints, before: Indices, digest: object) -> Search | None:
-        """An index search, if this gallery has a valid index; None: compare with all prints.
-
-        An index next to an empty gallery stays, because reading erases nothing: `enroll` does.
-        """
-        path = self._file.index_path
-        try:
-            if len(own.ids) and path.exists():
-                return IndexSearch(path, own.ids, own.prints, digest)
-        except GalleryError as error:
-            log.warning("%s; comparing with every print instead", error)
-        if self._stored is None or isinstance(self._last_search, IndexSearch | None):
+    def _search(self, own: StoredPrints, before: Indices) -> Search | None:
+        """The search of the prints read before, brought up to date; None: compare with all prints."""
+        if self._stored is None or self._last_search is None:
             return None
         rows = np.full(len(self._stored[0].ids), -1)
         rows[before[before >= 0]] = np.flatnonzero(before >= 0)

@@ -25,7 +25,6 @@ from confit_runtime.gallery_file import check_folder, path_exists
 from confit_runtime.model import Model
 from confit_runtime.names import check_new_name, clean_name
 from confit_runtime.prints import Print, PrintCounts
-from confit_runtime.search import erase_index, index_path
 
 Progress = Callable[[int, int], None]  # names done, names in all
 
@@ -50,10 +49,8 @@ def export_names(
         wanted = [clean_name(name) for name in names] or list(counts)
         found = {name: (source.prints(name), source.voiced_s(name)) for name in wanted}
     try:
-        with replacing(out) as temporary:
-            with source.copy_layout(temporary) as target:
-                _enroll_all(target, found, progress)
-            erase_index(index_path(out))  # of a file that is gone
+        with replacing(out) as temporary, source.copy_layout(temporary) as target:
+            _enroll_all(target, found, progress)
     except OSError as error:
         raise GalleryError(f"{out}: cannot be written ({error.strerror}): choose another file") from error
     return {name: counts.get(name, PrintCounts()) for name in found}

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from confit_runtime import GalleryError
 from confit_runtime.arrays import Floats
 from confit_runtime.matcher import l2_normalise
-from confit_runtime.search import ExactSearch, IncrementalSearch, IndexSearch, build_index
+from confit_runtime.search import ExactSearch, IncrementalSearch
 
 PRINTS: Floats = l2_normalise(np.random.default_rng(0).standard_normal((300, 16)).astype(np.float32))
 QUERY: Floats = l2_normalise(np.ones(16, np.float32))
@@ -37,13 +34,3 @@ def test_prints_that_are_gone_take_no_place() -> None:
     search = IncrementalSearch.updated(ExactSearch(PRINTS[:250]), rows, now)
     assert isinstance(search, IncrementalSearch)
     assert sorted(search.nearest(QUERY, 10).tolist()) == sorted(by_cosine(now)[:10])
-
-
-def test_an_index_with_extra_prints_is_not_used(tmp_path: Path) -> None:
-    pytest.importorskip("usearch", reason="the index extra is not installed")
-    path, ids = tmp_path / "gallery.db.index", np.arange(300)
-    digest = build_index(path, ids, PRINTS)
-    found = IndexSearch(path, ids, PRINTS, digest).nearest(QUERY, 5)
-    assert sorted(found.tolist()) == sorted(by_cosine(PRINTS)[:5])
-    with pytest.raises(GalleryError, match="is not this gallery's current index"):
-        IndexSearch(path, ids[:-1], PRINTS[:-1], digest)
