@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +16,7 @@ from confit_runtime import Match
 from confit_runtime.audio import load_clip
 from tests import tiny_model
 from tests.cli.command import Confit
-from tests.cli.device import run
+from tests.cli.device import lines, run
 from tests.tiny_model import tone
 
 RATE = 16_000
@@ -39,10 +37,6 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     digits = [load_clip(DATA / "digits-real" / f"{word}.ogg", RATE) for word in ("one", "seven")]
     soundfile.write(folder / "scene.flac", np.concatenate([pause, digits[0], pause, digits[1], pause]), RATE)
     return folder
-
-
-def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_voices_are_enrolled_identified_and_verified(clips: Path, tmp_path: Path) -> None:

@@ -27,17 +27,13 @@ from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.yamnet import YAMNet
 from confit_edge.recipe import Recipe
 from confit_edge.windows import make_augmenter
-from confit_runtime.audio import Pcm
+from tests.confit_edge.sounds import noise
 
 RATE, WINDOW = 16_000, 8_000
 
 
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
-
-
-def sound(samples: int, seed: int = 0, level: float = 0.1) -> Pcm:
-    return (level * rng(seed).standard_normal(samples)).astype(np.float32)
 
 
 @given(length=st.integers(1, 40), window=st.integers(1, 40), shift=st.integers(-50, 50))
@@ -80,17 +76,17 @@ def test_coloured_noise_falls_with_its_slope(slope: float) -> None:
 
 @pytest.mark.parametrize("snr", [-5.0, 0.0, 12.5])
 def test_noise_gain_brings_the_noise_to_the_ratio(snr: float) -> None:
-    clip, noise = sound(3000), sound(9000, 1, level=3.0)
-    found = 20 * np.log10(rms(clip) / rms(noise * noise_gain(clip, noise, snr)))
+    clip, hum = noise(3000), noise(9000, 1, level=3.0)
+    found = 20 * np.log10(rms(clip) / rms(hum * noise_gain(clip, hum, snr)))
     offset = np.float32(0.05)  # of the microphone
     np.testing.assert_allclose(
-        [noise_gain(clip + offset, noise, snr), noise_gain(clip, noise + offset, snr)],
-        noise_gain(clip, noise, snr),
+        [noise_gain(clip + offset, hum, snr), noise_gain(clip, hum + offset, snr)],
+        noise_gain(clip, hum, snr),
         rtol=1e-4,
     )
     assert found == pytest.approx(snr, abs=0.01)
     assert noise_gain(clip, np.zeros(10, np.float32), snr) == 0
-    assert noise_gain(np.zeros(10, np.float32), noise, snr) == 0
+    assert noise_gain(np.zeros(10, np.float32), hum, snr) == 0
     assert rms(np.zeros(0, np.float32)) == 0
 
 
@@ -111,17 +107,17 @@ def test_without_babble_no_other_clip_is_heard(background: bool) -> None:
 
 @pytest.mark.parametrize("background", [False, True])
 def test_noise_is_mixed_at_a_ratio_within_the_range(background: bool) -> None:
-    recordings = (sound(50_000, 7, 0.9), sound(3_000, 8, 0.001)) if background else ()
-    clips = [sound(4000, seed) for seed in range(16)]
+    recordings = (noise(50_000, 7, 0.9), noise(3_000, 8, 0.001)) if background else ()
+    clips = [noise(4000, seed) for seed in range(16)]
     augment = Augmenter(WINDOW, 0, 0.0, 1.0, (3.0, 9.0), recordings)
     windows = augment(clips, rng())
     assert windows.shape == (16, WINDOW)
     assert windows.dtype == np.float32
     ratios = []
     for clip, window in zip(clips, windows, strict=True):
-        noise = window - place(clip, WINDOW, 0, rng())
-        if rms(noise) > 0:  # babble may have been moved out of the window
-            ratios.append(20 * np.log10(rms(clip) / rms(noise)))
+        rest = window - place(clip, WINDOW, 0, rng())
+        if rms(rest) > 0:  # babble may have been moved out of the window
+            ratios.append(20 * np.log10(rms(clip) / rms(rest)))
     assert len(ratios) >= 12
     assert min(ratios) >= 2.99
     assert max(ratios) <= 9.01
@@ -140,7 +136,7 @@ def test_speed_changes_length_and_pitch_together(factor: float) -> None:
 
 
 def test_clips_are_slowed_and_sped_up_to_the_limit() -> None:
-    clip = sound(2_000)
+    clip = noise(2_000)
     windows = Augmenter(WINDOW, 0, 0.0, 0.0, (0.0, 0.0), speed=0.2)([clip] * 60, rng())
     lengths = [int(np.ptp(np.flatnonzero(np.abs(window) > 1e-3))) for window in windows]
     assert 2_000 / 1.2 - 60 <= min(lengths) < 1_800
@@ -148,7 +144,7 @@ def test_clips_are_slowed_and_sped_up_to_the_limit() -> None:
 
 
 def test_varied_background_holds_the_recordings_and_more() -> None:
-    recordings = [sound(32_000, 0, 0.02), sound(20_000, 1, 0.04)]
+    recordings = [noise(32_000, 0, 0.02), noise(20_000, 1, 0.04)]
     varied_recordings = varied(recordings, speeds=(0.8, 1.25), rate=RATE, rng=rng())
     again = varied(recordings, speeds=(0.8, 1.25), rate=RATE, rng=rng())
     assert len(varied_recordings) == 2 + 2 * 2 + 2
@@ -176,7 +172,7 @@ def test_chords_have_level_one_and_peaks() -> None:
 
 
 def test_only_the_requested_share_of_clips_gets_noise() -> None:
-    clips = [sound(WINDOW, seed) for seed in range(300)]
+    clips = [noise(WINDOW, seed) for seed in range(300)]
     windows = Augmenter(WINDOW, 0, 0.0, 0.3, (10.0, 10.0))(clips, rng())
     noisy = sum(not np.array_equal(window, clip) for window, clip in zip(windows, clips, strict=True))
     assert 60 <= noisy <= 120
@@ -197,11 +193,11 @@ def test_shift_and_gain_stay_within_their_limits() -> None:
 
 
 def test_all_randomness_is_the_generators_and_clips_are_left_alone() -> None:
-    clips = [sound(5_000, seed) for seed in range(6)]
+    clips = [noise(5_000, seed) for seed in range(6)]
     before = [clip.copy() for clip in clips]
     for clip in clips:
         clip.setflags(write=False)  # as the clip store gives them
-    augment = Augmenter(WINDOW, 500, 6.0, 0.8, (0.0, 20.0), (sound(20_000, 9),))
+    augment = Augmenter(WINDOW, 500, 6.0, 0.8, (0.0, 20.0), (noise(20_000, 9),))
     one, two, other = augment(clips, rng(1)), augment(clips, rng(1)), augment(clips, rng(2))
     assert np.array_equal(one, two)
     assert not np.array_equal(one, other)
@@ -263,7 +259,7 @@ def test_noise_is_of_each_kind_there_is(babble: bool, background: bool, shares: 
 
 def test_half_an_hour_of_background_is_left_as_it_is() -> None:
     rate = 10
-    parts = [sound(900 * rate, 0), sound(900 * rate, 1)]
+    parts = [noise(900 * rate, 0), noise(900 * rate, 1)]
     assert varied(parts, speeds=(0.8,), rate=rate, rng=rng()) == parts
     less = [parts[0], parts[1][1:]]
     assert len(varied(less, speeds=(0.8,), rate=rate, rng=rng())) == 2 + 2 + 2

@@ -13,14 +13,11 @@ from confit_edge.data.augment import rms
 from confit_edge.data.compose import Spoken, compose, fragments, nearest_clip
 from confit_edge.windows import GAP_S, OFF_S, gaps_s, off_samples
 from confit_runtime.audio import Pcm
+from tests.confit_edge.sounds import noise
 
 RATE_HZ = 16_000
 RATE = 100
 PART = 20 * RATE  # the background changes this often
-
-
-def sound(samples: int, seed: int, level: float = 0.1) -> Pcm:
-    return (level * np.random.default_rng(seed).standard_normal(samples)).astype(np.float32)
 
 
 @settings(max_examples=30, deadline=None)
@@ -31,8 +28,8 @@ def sound(samples: int, seed: int, level: float = 0.1) -> Pcm:
     snr=st.floats(-3, 20),
 )
 def test_truth_is_exact_and_clips_never_overlap(seed: int, lengths: list[int], samples: int, snr: float) -> None:
-    clips = [sound(length, row, 0.01) for row, length in enumerate(lengths)]
-    background = [sound(3_000, 100, 0.002), sound(700, 101, 0.004)]
+    clips = [noise(length, row, 0.01) for row, length in enumerate(lengths)]
+    background = [noise(3_000, 100, 0.002), noise(700, 101, 0.004)]
 
     def make(loud: float) -> tuple[Pcm, list]:
         rng = np.random.default_rng(seed)
@@ -99,19 +96,19 @@ def test_fragments_are_windows_that_speak_of_no_clip(
 
 
 def test_every_clip_is_spoken_where_there_is_room() -> None:
-    clips, names = [sound(200, row) for row in range(20)], [f"word {row}" for row in range(20)]
+    clips, names = [noise(200, row) for row in range(20)], [f"word {row}" for row in range(20)]
     rng = np.random.default_rng(0)
-    _, spoken = compose(clips, names, [sound(5_000, 99)], samples=60_000, rate=RATE, snr=(0.0, 10.0), rng=rng)
+    _, spoken = compose(clips, names, [noise(5_000, 99)], samples=60_000, rate=RATE, snr=(0.0, 10.0), rng=rng)
     assert sorted(word.label for word in spoken) == sorted(names)
     assert [word.label for word in spoken] != names
     assert len({word.start % 100 for word in spoken}) > 5  # at arbitrary offsets
 
 
 def test_over_silence_and_at_any_level_the_stream_stays_within_full_scale() -> None:
-    silent, loud = np.zeros(5_000, np.float32), sound(5_000, 1, 0.9)
+    silent, loud = np.zeros(5_000, np.float32), noise(5_000, 1, 0.9)
     for background in (silent, loud):
         stream, spoken = compose(
-            [sound(300, 2)] * 3,
+            [noise(300, 2)] * 3,
             ["a", "b", "c"],
             [background],
             samples=5_000,

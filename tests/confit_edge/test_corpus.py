@@ -21,14 +21,9 @@ from confit_edge.recipe import Recipe
 from confit_runtime.audio import load_clip
 from confit_runtime.data_warnings import data_warnings
 from confit_runtime.errors import ConfitError, UsageError
+from tests.confit_edge.sounds import write_noise
 
 RATE = 16_000
-
-
-def noise(path: Path, seed: int, seconds: float = 0.3, rate: int = RATE) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.random.default_rng(seed).uniform(-0.3, 0.3, int(seconds * rate)), rate)
-    return path
 
 
 # reading
@@ -38,13 +33,13 @@ def test_a_single_label_that_all_training_clips_have_is_refused(tmp_path: Path) 
     """Clips without it in val alone teach nothing; background does."""
     rows = [("x", "train"), ("x", "train"), ("x", "val"), ("", "val")]
     for number in range(len(rows)):
-        noise(tmp_path / f"{number}.wav", seed=number)
+        write_noise(tmp_path / f"{number}.wav", seed=number)
     lines = "".join(f"{number}.wav,{labels},{split}\n" for number, (labels, split) in enumerate(rows))
     manifest = tmp_path / "m.csv"
     manifest.write_text(f"path,labels,split\n{lines}")
     with pytest.raises(ConfitError, match=r"m\.csv: every training clip is 'x', the only label; .*--background"):
         read_corpus(manifest, rate=RATE, seed=0)
-    background = noise(tmp_path / "hum.flac", seed=9, seconds=3.0)
+    background = write_noise(tmp_path / "hum.flac", seed=9, seconds=3.0)
     assert read_corpus(manifest, rate=RATE, seed=0, background=background).classes == ["x", UNKNOWN]
     manifest.write_text(f"path,labels,split\n{lines.replace('1.wav,x', '1.wav,')}")
     assert read_corpus(manifest, rate=RATE, seed=0).classes == ["x"]
@@ -91,11 +86,11 @@ def test_long_clips_lose_the_silence_around_their_sound(tmp_path: Path) -> None:
 def test_background_that_holds_labelled_clips_is_refused(tmp_path: Path) -> None:
     for label in ("a", "b"):
         for at in range(3):
-            noise(tmp_path / "own" / label / f"{at}.wav", at + 10 * (label == "b"))
-    noise(tmp_path / "bg" / "hall.wav", 99)
+            write_noise(tmp_path / "own" / label / f"{at}.wav", at + 10 * (label == "b"))
+    write_noise(tmp_path / "bg" / "hall.wav", 99)
     options = {"rate": RATE, "seed": 0}
     assert read_corpus(tmp_path / "own", background=tmp_path / "bg", **options).unknown == UNKNOWN
-    noise(tmp_path / "bg" / "copy.wav", 12)
+    write_noise(tmp_path / "bg" / "copy.wav", 12)
     with pytest.raises(UsageError, match=r"1 of its 2 sounds are clips of your classes, such as .*copy.wav"):
         read_corpus(tmp_path / "own", background=tmp_path / "bg", **options)
     with pytest.raises(UsageError, match=r"no such file or folder \(for --background"):
@@ -117,7 +112,7 @@ def test_background_is_an_unknown_class_with_a_part_kept_for_validation(run_corp
 
 def test_many_background_recordings_are_split_by_recording(manifest: Path, tmp_path: Path) -> None:
     for seed in range(6):
-        noise(tmp_path / f"{seed}.wav", seed, seconds=0.5 + seed / 10)
+        write_noise(tmp_path / f"{seed}.wav", seed, seconds=0.5 + seed / 10)
     (tmp_path / "notes.txt").write_text("not sound")
     corpus = read_corpus(manifest, rate=RATE, seed=0, background=tmp_path)
     lengths = [len(recording) for recording in corpus.background_train + corpus.background_val]
@@ -127,7 +122,7 @@ def test_many_background_recordings_are_split_by_recording(manifest: Path, tmp_p
 
 def test_a_recording_under_two_names_is_not_learnt_and_kept_at_once(manifest: Path, tmp_path: Path) -> None:
     for seed in range(6):
-        noise(tmp_path / f"{seed}.wav", seed)
+        write_noise(tmp_path / f"{seed}.wav", seed)
     for copy in ("7", "8"):  # the last by name, which thresholds would be chosen by
         shutil.copy(tmp_path / "0.wav", tmp_path / f"{copy}.wav")
     corpus = read_corpus(manifest, rate=RATE, seed=0, background=tmp_path)
@@ -142,8 +137,8 @@ def test_a_recording_under_two_names_is_not_learnt_and_kept_at_once(manifest: Pa
 def test_clips_and_background_of_hardly_anything_are_reported(tmp_path: Path) -> None:
     dither = np.random.default_rng(0).integers(-1, 2, (9, RATE), np.int16)
     for at in range(3):
-        noise(tmp_path / "own" / "a" / f"{at}.wav", at)
-        noise(tmp_path / "bg" / f"{at}.wav", 20 + at, 2.0)
+        write_noise(tmp_path / "own" / "a" / f"{at}.wav", at)
+        write_noise(tmp_path / "bg" / f"{at}.wav", 20 + at, 2.0)
         for label in ("b", "unknown"):
             (tmp_path / "own" / label).mkdir(exist_ok=True)
             soundfile.write(tmp_path / "own" / label / f"{at}.wav", dither[at + 3 * (label == "b")], RATE)
@@ -172,7 +167,7 @@ def test_recordings_of_unlike_lengths_are_each_cut(
     manifest: Path, tmp_path: Path, seconds: list[float], whole: bool
 ) -> None:
     for at, length in enumerate(seconds):
-        noise(tmp_path / f"{at}.wav", at, seconds=length)
+        write_noise(tmp_path / f"{at}.wav", at, seconds=length)
     corpus = read_corpus(manifest, rate=RATE, seed=0, background=tmp_path)
     learnt, kept = (list(map(len, part)) for part in (corpus.background_train, corpus.background_val))
     lengths = [int(length * RATE) for length in seconds]
@@ -202,7 +197,7 @@ def test_each_kind_of_background_is_learnt_and_kept(
     """Were all speech kept for thresholds it would be learnt as nothing, and words be held to be speech."""
     for at, name in enumerate(form.format(number) for form, count in names for number in range(count)):
         (tmp_path / "bg" / name).parent.mkdir(parents=True, exist_ok=True)
-        noise(tmp_path / "bg" / f"{name}.wav", at, seconds=1 + at / 100)
+        write_noise(tmp_path / "bg" / f"{name}.wav", at, seconds=1 + at / 100)
     corpus = read_corpus(manifest, rate=RATE, seed=0, background=tmp_path / "bg")
     found = [path.removesuffix(".wav") for path in corpus.background_kept]
     assert sorted(found) == kept.split()
@@ -218,9 +213,9 @@ def test_background_of_several_places_is_all_learnt_and_each_place_divided_by_it
 ) -> None:
     """A user's few recordings of a room are cut, although next to them are enough files to keep whole ones."""
     for at in range(10):
-        noise(tmp_path / "noise" / f"radio-{at}.wav", at, seconds=2)
+        write_noise(tmp_path / "noise" / f"radio-{at}.wav", at, seconds=2)
     for at in range(2):
-        noise(tmp_path / "rooms" / f"kitchen-{at}.wav", 20 + at, seconds=10)
+        write_noise(tmp_path / "rooms" / f"kitchen-{at}.wav", 20 + at, seconds=10)
     shutil.copy(tmp_path / "noise" / "radio-0.wav", tmp_path / "rooms" / "copy.wav")
     places = [tmp_path / "noise", tmp_path / "rooms"]
     alone = [read_corpus(manifest, rate=RATE, seed=0, background=place) for place in places]
@@ -241,7 +236,7 @@ def test_background_of_several_places_is_all_learnt_and_each_place_divided_by_it
 def test_the_same_sound_under_two_labels_is_found(tmp_path: Path) -> None:
     rows = ["path,label,group"]
     for number, label in enumerate("xyxyxyx"):
-        noise(tmp_path / f"{number}.wav", seed=0 if number in (1, 6) else number + 1)  # 1 is y, 6 is x
+        write_noise(tmp_path / f"{number}.wav", seed=0 if number in (1, 6) else number + 1)  # 1 is y, 6 is x
         rows.append(f"{number}.wav,{label},{number}")
     (tmp_path / "m.csv").write_text("\n".join(rows))
     found = list(read_corpus(tmp_path / "m.csv", rate=RATE, seed=0).contradictions())
@@ -251,7 +246,9 @@ def test_the_same_sound_under_two_labels_is_found(tmp_path: Path) -> None:
 def test_clips_that_are_judged_and_trained_on_are_counted(tmp_path: Path) -> None:
     rows = ["path,label,group,split"]
     for number, (label, split) in enumerate(zip("xyxyxyxy", ["train"] * 4 + ["val"] * 2 + ["test"] * 2, strict=True)):
-        noise(tmp_path / f"{number}.wav", seed={6: 0, 7: 3}.get(number, number))  # both test clips are training clips
+        write_noise(
+            tmp_path / f"{number}.wav", seed={6: 0, 7: 3}.get(number, number)
+        )  # both test clips are training clips
         rows.append(f"{number}.wav,{label},{number},{split}")
     (tmp_path / "m.csv").write_text("\n".join(rows))
     repeated = read_corpus(tmp_path / "m.csv", rate=RATE, seed=0).repeated()
@@ -270,7 +267,7 @@ def test_a_background_without_sound_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UsageError, match="--background"):
             sound_files(path, "--background")
-    assert sound_files(noise(tmp_path / "one.wav", 0), "--background") == [tmp_path / "one.wav"]
+    assert sound_files(write_noise(tmp_path / "one.wav", 0), "--background") == [tmp_path / "one.wav"]
 
 
 @pytest.mark.parametrize("kind", ["unreadable", "empty", "short", "silent", "not-finite"])
@@ -295,7 +292,7 @@ def test_a_background_recording_that_cannot_be_used_is_named_and_left_out(
     ):
         read_corpus(manifest, rate=RATE, seed=0, background=folder)
     for seed in (2, 3):
-        noise(folder / f"{seed}.wav", seed, seconds=2.0)
+        write_noise(folder / f"{seed}.wav", seed, seconds=2.0)
     corpus = read_corpus(manifest, rate=RATE, seed=0, background=folder)
     assert [(problem.path, problem.kind) for problem in corpus.problems] == [(path, kind)]
     assert [len(part) for part in corpus.background_train] == [int(1.4 * RATE)] * 2
@@ -335,7 +332,7 @@ def test_several_labels_and_none_are_rows_of_targets(tmp_path: Path) -> None:
     for seed, (labels, split) in enumerate(
         [("kick|hat", "train"), ("hat", "train"), ("", "train"), ("kick", "val"), ("hat|kick", "val")]
     ):
-        noise(tmp_path / f"{seed}.wav", seed)
+        write_noise(tmp_path / f"{seed}.wav", seed)
         rows.append(f"{seed}.wav,{labels},{seed},{split}")
     (tmp_path / "m.csv").write_text("\n".join(rows))
     corpus = read_corpus(tmp_path / "m.csv", rate=RATE, seed=0)
@@ -349,7 +346,7 @@ def test_several_labels_and_none_are_rows_of_targets(tmp_path: Path) -> None:
 def test_clips_are_decoded_at_the_rate_that_is_asked(tmp_path: Path) -> None:
     for label in ("a", "b"):
         for seed in range(2):
-            noise(tmp_path / label / f"{seed}.wav", seed, seconds=0.5, rate=44_100)
+            write_noise(tmp_path / label / f"{seed}.wav", seed, seconds=0.5, rate=44_100)
     corpus = read_corpus(tmp_path, rate=8_000, seed=0)
     assert {len(pcm) for pcm in corpus.train.pcm + corpus.val.pcm} == {4_000}
 
@@ -514,13 +511,13 @@ def test_another_generator_draws_other_batches() -> None:
 def test_other_background_is_other_data(tmp_path: Path) -> None:
     for label in ("one", "two"):
         for number in range(4):
-            noise(tmp_path / "clips" / label / f"{number}.wav", seed=number + (label == "two") * 10)
-    background = noise(tmp_path / "hum.wav", seed=99, seconds=3.0)
+            write_noise(tmp_path / "clips" / label / f"{number}.wav", seed=number + (label == "two") * 10)
+    background = write_noise(tmp_path / "hum.wav", seed=99, seconds=3.0)
 
     def fingerprint() -> str:
         return read_corpus(tmp_path / "clips", rate=RATE, seed=0, background=background).fingerprint
 
     before = fingerprint()
     assert fingerprint() == before
-    noise(background, seed=100, seconds=3.0)
+    write_noise(background, seed=100, seconds=3.0)
     assert fingerprint() != before

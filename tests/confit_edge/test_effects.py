@@ -21,6 +21,7 @@ from confit_edge.data.effects import (
 )
 from confit_runtime.audio import Pcm
 from confit_runtime.errors import AudioError, UsageError
+from tests.confit_edge.sounds import noise
 
 RATE = 16_000
 FLAT = np.zeros(9)
@@ -28,10 +29,6 @@ FLAT = np.zeros(9)
 
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
-
-
-def noise(samples: int = RATE, seed: int = 0, level: float = 0.1) -> Pcm:
-    return (level * rng(seed).standard_normal(samples)).astype(np.float32)
 
 
 def band_db(pcm: Pcm, low: float, high: float) -> float:

@@ -6,7 +6,6 @@ import copy
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +18,7 @@ from confit_edge.encoders.lora import adapted
 from confit_edge.encoders.spec_augment import SpecAugment
 from confit_edge.encoders.speech_embedding import HOP, PART_HOPS, RECEPTIVE, SILENCE, SpeechEmbedding
 from confit_runtime.errors import ConfitError, UsageError
+from tests.confit_edge.sounds import noise
 
 REFERENCE = np.load(Path(__file__).parents[1] / "data" / "speech_embedding_reference.npz")
 CPU = torch.device("cpu")
@@ -28,10 +28,6 @@ LEAD = (512 - 400) // 2  # the published spectrum looks at 512 samples, of which
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
     return pretrained("speech-embedding", 1.28).eval()
-
-
-def noise(samples: int, seed: int = 0, level: float = 0.1) -> npt.NDArray[np.float32]:
-    return (level * np.random.default_rng(seed).standard_normal(samples)).astype(np.float32)
 
 
 # parity

@@ -19,6 +19,7 @@ from confit_edge.data.manifest import SPLITS, Clip, Manifest
 from confit_edge.data.others import MANY_LABELS, SHIPPED, read_others, with_others
 from confit_edge.data.tables import ManifestError
 from confit_runtime.errors import UsageError
+from tests.confit_edge.sounds import write_noise
 
 RATE = 16_000
 
@@ -31,11 +32,6 @@ def manifest_of(*clips: tuple[str, str, str], multi_label: bool = False) -> Mani
 
 def others_of(*clips: tuple[str, str, str | None]) -> list[Clip]:
     return [Clip(Path(f"/others/{at}.wav"), (label,), group, split) for at, (label, group, split) in enumerate(clips)]
-
-
-def noise(path: Path, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.random.default_rng(seed).uniform(-0.3, 0.3, 4800), RATE)
 
 
 OWN = manifest_of(("marvin", "ann", "train"), ("marvin", "bob", "val"), ("marvin", "cid", "test"))
@@ -116,7 +112,7 @@ def test_too_few_others_are_wrong_usage(tmp_path: Path) -> None:
     (tmp_path / "noises").mkdir()
     with pytest.raises(UsageError, match=rf"; did you mean {re.escape(str(tmp_path / 'noises'))}\?$"):
         read_others([str(tmp_path / "noise")], OWN)
-    noise(tmp_path / "Marvin" / "a.wav", 0)
+    write_noise(tmp_path / "Marvin" / "a.wav", 0)
     with pytest.raises(UsageError, match="all its clips are of your own classes"):
         read_others([str(tmp_path)], OWN)
 
@@ -133,8 +129,8 @@ def test_a_class_that_may_be_one_of_the_others_by_another_name_is_reported(name:
 
 def test_a_recording_of_minutes_is_no_clip_of_others(tmp_path: Path) -> None:
     for at in range(6):
-        noise(tmp_path / "own" / "marvin" / f"{at}.wav", at)
-        noise(tmp_path / "others" / f"{at}.wav", 10 + at)
+        write_noise(tmp_path / "own" / "marvin" / f"{at}.wav", at)
+        write_noise(tmp_path / "others" / f"{at}.wav", 10 + at)
     soundfile.write(tmp_path / "others" / "radio.wav", np.random.default_rng(3).uniform(-0.3, 0.3, 61 * RATE), RATE)
     with pytest.raises(UsageError, match=r"radio.wav lasts 1.0 min.* give long recordings as --background"):
         read_corpus(tmp_path / "own", others=str(tmp_path / "others"), rate=RATE, seed=0)
@@ -142,7 +138,7 @@ def test_a_recording_of_minutes_is_no_clip_of_others(tmp_path: Path) -> None:
 
 def test_folders_are_labels_and_groups_and_loose_files_neither(tmp_path: Path) -> None:
     for at, name in enumerate(("loose.wav", "talk/a.wav", "talk/ann/b.wav", "talk/ann/c.wav")):
-        noise(tmp_path / name, at)
+        write_noise(tmp_path / name, at)
     found = {clip.path.name: (clip.label, clip.group) for clip in read_others([str(tmp_path)], OWN)[0]}
     assert found == {
         "loose.wav": ("loose.wav", "loose.wav"),
@@ -154,8 +150,8 @@ def test_folders_are_labels_and_groups_and_loose_files_neither(tmp_path: Path) -
 
 def test_others_of_several_places_are_each_used_once(tmp_path: Path) -> None:
     for at in range(12):
-        noise(tmp_path / "own" / "marvin" / f"{at}.wav", at)
-        noise(tmp_path / "mine" / "talk" / f"{at}.wav", 100 + at)
+        write_noise(tmp_path / "own" / "marvin" / f"{at}.wav", at)
+        write_noise(tmp_path / "mine" / "talk" / f"{at}.wav", 100 + at)
     alone = read_corpus(tmp_path / "own", others="words", rate=RATE, seed=0)
     both = read_corpus(
         tmp_path / "own", others=["words", str(tmp_path / "mine"), tmp_path / "mine" / "talk"], rate=RATE, seed=0
@@ -171,8 +167,8 @@ def test_others_of_several_places_are_each_used_once(tmp_path: Path) -> None:
 
 def test_a_word_alone_is_a_corpus_with_others(tmp_path: Path, cut: Callable[..., Path]) -> None:
     for at in range(6):
-        noise(tmp_path / "own" / "marvin" / f"{at}.wav", at)
-        noise(tmp_path / "others" / f"{at}.wav", 10 + at)
+        write_noise(tmp_path / "own" / "marvin" / f"{at}.wav", at)
+        write_noise(tmp_path / "others" / f"{at}.wav", 10 + at)
     options = {"rate": RATE, "seed": 0}
     with pytest.raises(ManifestError, match=r"only one class \(marvin\).* --others words"):
         read_corpus(tmp_path / "own", **options)
@@ -197,8 +193,8 @@ def test_of_several_labels_unknown_clips_and_others_are_alike(tmp_path: Path) ->
     """Both are clips of nothing: taught as a class, the ones would be what the others are taught not to be."""
     rows = ["path,labels,group,split"]
     for at in range(12):
-        noise(tmp_path / "own" / f"{at}.wav", at)
-        noise(tmp_path / "others" / f"{at}.wav", 100 + at)
+        write_noise(tmp_path / "own" / f"{at}.wav", at)
+        write_noise(tmp_path / "others" / f"{at}.wav", 100 + at)
         rows.append(f"own/{at}.wav,{('hum', 'unknown')[at % 2]},{at},{SPLITS[at // 2 % 3]}")
     (tmp_path / "m.csv").write_text("\n".join(rows))
     corpus = read_corpus(tmp_path / "m.csv", rate=RATE, seed=0, others=str(tmp_path / "others"))

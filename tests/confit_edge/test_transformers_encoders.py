@@ -42,6 +42,7 @@ from confit_edge.pairtune.optimiser import frozen, make_optimiser
 from confit_edge.pairtune.trainer import fit
 from confit_edge.recipe import Recipe
 from confit_runtime.errors import ConfitError, UsageError
+from tests.confit_edge.sounds import noise
 
 WHISPER = Path(__file__).parents[3] / "shared" / "assets" / "whisper-tiny.en-encoder"
 WINDOW_S = 0.5
@@ -49,10 +50,6 @@ needs_whisper = pytest.mark.skipif(not WHISPER.is_dir(), reason=f"{WHISPER} is n
 
 WAVEFORM = ("wav2vec2", "hubert", "wavlm", "data2vec-audio")
 MODELS = (*WAVEFORM, "whisper", "moonshine", "ast")
-
-
-def noise(samples: int, seed: int = 0) -> npt.NDArray[np.float32]:
-    return (0.1 * np.random.default_rng(seed).standard_normal(samples)).astype(np.float32)
 
 
 def windows(encoder: Encoder, count: int = 3) -> Tensor:

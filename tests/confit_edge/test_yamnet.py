@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
@@ -23,12 +22,9 @@ from confit_edge.encoders.yamnet import BLOCKS, YAMNet
 from confit_edge.pairtune.trainer import fit
 from confit_edge.recipe import Recipe
 from confit_runtime.errors import ConfitError, UsageError
+from tests.confit_edge.sounds import noise
 
 POOLED = "pooled"
-
-
-def noise(samples: int, seed: int = 0) -> npt.NDArray[np.float32]:
-    return (0.1 * np.random.default_rng(seed).standard_normal(samples)).astype(np.float32)
 
 
 def published(seed: int = 0) -> onnx.ModelProto:

@@ -1,4 +1,4 @@
-"""The tiny models, built once."""
+"""The tiny models, built once, and one that ships."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model(tiny: Path) -> Model:
     return load(tiny)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Model:
+    """A model that ships."""
+    return load("digits")
 
 
 @pytest.fixture(scope="session")

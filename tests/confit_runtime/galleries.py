@@ -1,10 +1,22 @@
-"""A program that writes a gallery, and a copy restored in place."""
+"""Random prints, a program that writes a gallery, and a copy restored in place."""
 
 from __future__ import annotations
 
 import shutil
 import time
 from pathlib import Path
+
+import numpy as np
+
+from confit_runtime.arrays import Floats
+from tests import tiny_model
+
+
+def unit_prints(rng: np.random.Generator, count: int) -> Floats:
+    """Random prints `[count, dim]` for the tiny model, of unit length."""
+    rows = rng.standard_normal((count, len(tiny_model.BANDS))).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
 
 WRITER = """
 import sys

@@ -1,4 +1,4 @@
-"""A scripted source of live sound, a scene to play from it, and taps that record or are slow."""
+"""A scripted source of live sound, a scene to play from it, what a stream hears, and taps that record or are slow."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from confit_runtime import (
     Detection,
     Model,
+    Stream,
     Tap,
 )
 from confit_runtime.sources import Chunk, Gap, Notice, Pause
@@ -23,6 +24,11 @@ def scene(rate: int = RATE) -> Floats:
     return np.concatenate(
         [silence(0.4, rate), tone(500, 0.3, rate), silence(0.4, rate), tone(1200, 0.3, rate), silence(0.5, rate)]
     )
+
+
+def heard(stream: Stream, parts: list[Floats], rate: int) -> list[Detection]:
+    """What a stream reports of a sound that comes in parts and then ends."""
+    return [event for part in parts for event in stream.accept(part, rate)] + stream.finish()
 
 
 def chunks(pcm: Floats, rate: int = RATE, size: int = 700) -> list[Chunk]:

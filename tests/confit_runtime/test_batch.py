@@ -5,15 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from confit_runtime import Model, load
+from confit_runtime import Model
 from confit_runtime.errors import AudioError, UsageError
 
 STREAMS, HOPS = 24, 22
-
-
-@pytest.fixture(scope="module")
-def digits() -> Model:
-    return load("digits")
 
 
 def noise(model: Model) -> np.ndarray:

@@ -36,16 +36,6 @@ def bell(seconds: float = 1.5) -> Floats:
     return wave
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return load(tiny_model.build(tmp_path_factory.mktemp("model") / "tiny.onnx"))
-
-
-@pytest.fixture(scope="module")
-def digits() -> Model:
-    return load("digits")
-
-
 @pytest.mark.parametrize(("before", "after"), [(2.0, 1.6), (0.1, 9.0), (5.0, 0.0)])
 def test_a_sound_in_a_long_clip_is_the_sound_and_not_the_room(digits: Model, before: float, after: float) -> None:
     tight = extract_prints(digits, among(bell(0.8), 0.2, 0.2), "sound", "tight")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +22,11 @@ from confit_runtime.matcher import (
     negatives_win,
 )
 from tests import tiny_model
+from tests.confit_runtime.galleries import unit_prints
 from tests.tiny_model import Floats
 
 DIM = len(tiny_model.BANDS)
-RNG = np.random.default_rng(5)
-
-
-def random_prints(count: int) -> Floats:
-    rows = RNG.standard_normal((count, DIM)).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+random_prints = partial(unit_prints, np.random.default_rng(5))
 
 
 # negative prints

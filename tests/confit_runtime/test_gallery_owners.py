@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,10 @@ from confit_runtime.gallery import Gallery
 from confit_runtime.prints import PrintCounts, to_blobs
 from confit_runtime.transfer import import_names
 from tests import tiny_model
-from tests.tiny_model import Floats
+from tests.confit_runtime.galleries import unit_prints
 
 DIM = len(tiny_model.BANDS)
-RNG = np.random.default_rng(5)
-
-
-def random_prints(count: int) -> Floats:
-    rows = RNG.standard_normal((count, DIM)).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+random_prints = partial(unit_prints, np.random.default_rng(5))
 
 
 def test_owner_lookups_use_an_index(tmp_path: Path, model: Model) -> None:

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,10 @@ import pytest
 from confit_runtime import GalleryError, Model, UsageError
 from confit_runtime.gallery import Gallery
 from tests import tiny_model
-from tests.confit_runtime.galleries import WRITER, restore
-from tests.tiny_model import Floats
+from tests.confit_runtime.galleries import WRITER, restore, unit_prints
 
 DIM = len(tiny_model.BANDS)
-RNG = np.random.default_rng(5)
-
-
-def random_prints(count: int) -> Floats:
-    rows = RNG.standard_normal((count, DIM)).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+random_prints = partial(unit_prints, np.random.default_rng(5))
 
 
 def test_a_closed_gallery_says_that_it_is_closed(tmp_path: Path, model: Model) -> None:

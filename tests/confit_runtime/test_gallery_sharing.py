@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,16 +29,11 @@ from confit_runtime.prints import to_blobs
 from confit_runtime.reloading_matcher import LISTENING_TIMEOUT_S
 from confit_runtime.search import IncrementalSearch
 from tests import tiny_model
-from tests.confit_runtime.galleries import WRITER
+from tests.confit_runtime.galleries import WRITER, unit_prints
 from tests.tiny_model import RATE, Floats, silence
 
 DIM = len(tiny_model.BANDS)
-RNG = np.random.default_rng(5)
-
-
-def random_prints(count: int) -> Floats:
-    rows = RNG.standard_normal((count, DIM)).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+random_prints = partial(unit_prints, np.random.default_rng(5))
 
 
 def test_two_programs_write_and_a_third_sees_it(tmp_path: Path, model: Model) -> None:

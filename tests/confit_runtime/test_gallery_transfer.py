@@ -9,6 +9,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +22,12 @@ from confit_runtime.gallery import Gallery
 from confit_runtime.transfer import export_names, import_names, re_enroll_prints
 from tests import tiny_model
 from tests.at_once import at_once
+from tests.confit_runtime.galleries import unit_prints
 from tests.tiny_model import Floats, chord
 
 DIM = len(tiny_model.BANDS)
 RNG = np.random.default_rng(5)
-
-
-def random_prints(count: int) -> Floats:
-    rows = RNG.standard_normal((count, DIM)).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+random_prints = partial(unit_prints, RNG)
 
 
 @pytest.fixture

@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confit_edge.demo import DATA
-from confit_runtime import Detection, EnergyGate, Model, SpeechGate, Stream, UsageError, listen, load
+from confit_runtime import Detection, EnergyGate, Model, SpeechGate, UsageError, listen, load
 from confit_runtime.batch import Batch
 from confit_runtime.gallery import Gallery
 from confit_runtime.gates import loudest_dbfs, make_gate
+from tests.confit_runtime.scripted import heard
 from tests.tiny_model import HOP, RATE, TONES, WINDOW, Floats, chord, silence, tone
 
 RATES = [8_000, 16_000, 22_050, 44_100, 48_000]
@@ -34,10 +35,6 @@ def gallery(tmp_path: Path, model: Model) -> Iterator[Gallery]:
         bells = np.stack([model.embed(chord(BELL, seconds), RATE) for seconds in (0.3, 0.5)])
         opened.enroll("bell", bells, sources=["a", "b"], voiced_s=0.8)
         yield opened
-
-
-def heard(stream: Stream, parts: list[Floats], rate: int) -> list[Detection]:
-    return [event for part in parts for event in stream.accept(part, rate)] + stream.finish()
 
 
 def scene(plan: list[tuple[str, float]], rate: int) -> Floats:

@@ -47,6 +47,7 @@ from confit_runtime.model import State
 from confit_runtime.session import open_session
 from confit_runtime.speaker import SaveTap
 from tests import tiny_model
+from tests.confit_runtime.scripted import heard
 from tests.tiny_model import HOP, LABELS, POOL, RATE, WINDOW, Floats, chord, silence, tone
 
 RATES = [8_000, 16_000, 22_050, 44_100, 48_000]
@@ -81,10 +82,6 @@ def gallery(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Iterator[
         opened.enroll("bell", bells, sources=["a", "b"], voiced_s=0.8)
         opened.enroll("buzz", model.embed(chord((800, 5000), 0.4), RATE)[None], sources=["c"], voiced_s=0.4)
         yield opened
-
-
-def heard(stream: Stream, parts: list[Floats], rate: int) -> list[Detection]:
-    return [event for part in parts for event in stream.accept(part, rate)] + stream.finish()
 
 
 def with_ends(stream: Stream, parts: list[Floats], rate: int) -> list[Detection | Ended]:
