@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from confit_edge.data.corpus import UNKNOWN, Clips, Corpus, balanced_batches, read_corpus
 from confit_edge.data.manifest import sound_files
 from confit_edge.pairtune.items import default_clips_per_class, epoch_batches
+from confit_edge.pairtune.remarks import describe_data
 from confit_edge.recipe import Recipe
 from confit_runtime.audio import load_clip
 from confit_runtime.data_warnings import data_warnings
@@ -246,20 +247,15 @@ def test_the_same_sound_under_two_labels_is_found(tmp_path: Path) -> None:
 def test_clips_that_are_judged_and_trained_on_are_counted(tmp_path: Path) -> None:
     rows = ["path,label,group,split"]
     for number, (label, split) in enumerate(zip("xyxyxyxy", ["train"] * 4 + ["val"] * 2 + ["test"] * 2, strict=True)):
-        write_noise(
-            tmp_path / f"{number}.wav", seed={6: 0, 7: 3}.get(number, number)
-        )  # both test clips are training clips
+        same = {6: 0, 7: 3}  # both test clips are training clips
+        write_noise(tmp_path / f"{number}.wav", seed=same.get(number, number))
         rows.append(f"{number}.wav,{label},{number},{split}")
     (tmp_path / "m.csv").write_text("\n".join(rows))
-    repeated = read_corpus(tmp_path / "m.csv", rate=RATE, seed=0).repeated()
-    assert repeated == {"val": 0, "test": 2}
-    data = {
-        "clips": {"train": 4, "val": 2, "test": 2},
-        "groups": {"train": 4, "val": 2, "test": 1},
-        "repeated": repeated,
-    }
+    corpus = read_corpus(tmp_path / "m.csv", rate=RATE, seed=0)
+    assert corpus.repeated() == {"val": 0, "test": 2}
+    data = describe_data(tmp_path / "m.csv", corpus, RATE)
     assert sum("2 of 2 test clips have the same audio as a training clip" in one for one in data_warnings(data)) == 1
-    assert not any("very sound" in one for one in data_warnings({**data, "repeated": {"val": 0, "test": 0}}))
+    assert not any("same audio" in one for one in data_warnings({**data, "repeated": {"val": 0, "test": 0}}))
 
 
 def test_a_background_without_sound_is_refused(tmp_path: Path) -> None:
