@@ -16,7 +16,7 @@ def data_warnings(data: Mapping[str, Any]) -> list[str]:
     """Warnings about a model, from the clips and groups of its `data` (in a contract or in `run.json`) by split.
 
     With `n` clips and no error among them, the share of new clips that fail may still be as high as
-    1 - (1 - SURE)^(1 / n), the exact upper bound of a binomial (Clopper and Pearson, 1934).
+    1 - (1 - CONFIDENCE)^(1 / n), the exact upper bound of a binomial (Clopper and Pearson, 1934).
     """
     if not data:
         return []
