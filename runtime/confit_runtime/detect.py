@@ -116,11 +116,11 @@ class Detector:
         self.released: list[tuple[int, int]] = []
         self.reset()
 
-    @classmethod
-    def from_contract(cls, contract: Contract, hold: Hold = NO_HOLD) -> Detector:
+    @staticmethod
+    def from_contract(contract: Contract, hold: Hold = NO_HOLD) -> Detector:
         levels = [contract.thresholds[label] for label in contract.labels]
         never = [contract.labels.index(contract.unknown_label)] if contract.unknown_label is not None else []
-        return cls(
+        return Detector(
             [level["on"] for level in levels],
             [level["off"] for level in levels],
             smoothing_hops=contract.smoothing_hops,
@@ -262,15 +262,15 @@ class Detector:
         self.released += [(int(self.rows + 1 - self._paused[label]), int(label)) for label in np.flatnonzero(over)]
 
 
-class NameDetector:
+class NameDetector(Detector):
     """Turns embedding rows into hits of enrolled names: a name fires when it matches in enough consecutive rows."""
 
     def __init__(self, contract: Contract, matcher: Matcher, hold: Hold = NO_HOLD) -> None:
         self.labels, self.matcher, self._hold = matcher.names, matcher, hold
-        self.newest: Match | None = None  # what the newest row matched
+        self.match: Match | None = None  # what the newest row matched
         # the matcher decides: a row without a match scores -infinity
         level = np.full(len(self.labels), -1.0, np.float32)
-        self._detector = Detector(
+        super().__init__(
             level,
             level,
             smoothing_hops=1,
@@ -280,52 +280,24 @@ class NameDetector:
             exclusive=False,
         )
 
-    @property
-    def memory(self) -> int:
-        """How many earlier rows a hit depends on."""
-        return self._detector.memory
-
-    @property
-    def released(self) -> list[tuple[int, int]]:
-        """The names that had fired and no longer match, as in `Detector`."""
-        return self._detector.released
-
-    @property
-    def pausing(self) -> list[tuple[int, int]]:
-        """The names that may continue within their hold, as in `Detector`."""
-        return self._detector.pausing
-
     def with_matcher(self, contract: Contract, matcher: Matcher) -> NameDetector:
         """Return a detector for the names of another matcher from the next row on; names in both keep their state."""
         other = NameDetector(contract, matcher, self._hold)
         indices = {label: index for index, label in enumerate(self.labels)}
-        other._detector.resume_from(self._detector, [indices.get(label, -1) for label in other.labels])
+        other.resume_from(self, [indices.get(label, -1) for label in other.labels])
         return other
-
-    def reset(self) -> None:
-        """Forget everything, as if the stream began now."""
-        self.newest = None
-        self._detector.reset()
-
-    def restart_after(self, hops: float) -> None:
-        """Start over, `hops` after the beginning of what is row 0 now; only the refractory times are kept."""
-        self._detector.restart_after(hops)
-
-    def skip_to(self, row: int) -> None:
-        """Skip rows that nobody scored; `row` is the next one."""
-        self._detector.skip_to(row)
 
     def push(self, embeddings: Floats) -> list[Hit]:
         """Take `[rows, dim]` embeddings; return the hits they complete. `Hit.label` is an index into `labels`."""
         scores = np.full((len(embeddings), len(self.labels)), -np.inf, np.float32)
         for row, embedding in zip(scores, embeddings, strict=True):
+            self.match = None
             if not np.isfinite(embedding).all():
-                self.newest = None
                 continue  # the model failed on this sound: count it as nobody and continue
-            self.newest = match = self.matcher.match(embedding, in_stream=True)
+            self.match = match = self.matcher.match(embedding, in_stream=True)
             if match.name is not None:
                 row[self.labels.index(match.name)] = match.score
-        return self._detector.push(scores)
+        return super().push(scores)
 
 
 def name_hops(contract: Contract) -> int:

@@ -89,7 +89,7 @@ class Stream:
         self._hops_since_check = 0  # hops since the last check
         self._gate = gate
         # a row depends on the hops of its window, and an event on rows as far back as the detectors remember
-        memory = max(detector.memory for detector in (self._detector, self._names) if detector is not None)
+        memory = max(detector.memory for detector, _ in self._detectors())
         self._warmup_hops = model.contract.window // model.contract.hop - 1  # hops before the first row
         self._lookback_hops = self._warmup_hops + memory
         self._muted = False
@@ -118,9 +118,8 @@ class Stream:
         self._origin = 0  # the source sample at which the audio since the last interruption begins
         self._source_samples = 0  # source samples taken since then
         self._needs_lead_in = self.lead_in  # put silence before the next sound (None: unless it is live)
-        self._detector.reset()
-        if self._names is not None:
-            self._names.reset()
+        for detector, _ in self._detectors():
+            detector.reset()
         self._reset_audio()
 
     def skip(self, samples: int) -> list[Detection]:
@@ -165,9 +164,8 @@ class Stream:
         if self._rate is not None:
             since = self._lead_in_samples + self._source_samples + samples - silence
             hops = since * contract.sample_rate / (self._rate * contract.hop)
-            self._detector.restart_after(hops)
-            if self._names is not None:
-                self._names.restart_after(hops)
+            for detector, _ in self._detectors():
+                detector.restart_after(hops)
         self._origin += self._source_samples + samples
         self._source_samples = 0
         self._hops_since_check = self._check_interval
@@ -344,7 +342,7 @@ class Stream:
             detector.skip_to(self._hops)
             self._to_detections(detector, [], labels)
 
-    def _detectors(self) -> Iterator[tuple[Detector | NameDetector, Sequence[str]]]:
+    def _detectors(self) -> Iterator[tuple[Detector, Sequence[str]]]:
         yield self._detector, self.model.labels
         if self._names is not None:
             yield self._names, self._names.labels
@@ -370,7 +368,7 @@ class Stream:
         if self._names is not None:
             found += self._to_detections(self._names, self._names.push(embedding[0]), self._names.labels)
         if self.on_row is not None and self.scores is not None and self._detector.newest is not None:
-            self.on_row(self._detector.newest, self._names.newest if self._names is not None else None)
+            self.on_row(self._detector.newest, self._names.match if self._names is not None else None)
         return found
 
     def _refresh_names(self) -> None:
@@ -383,9 +381,7 @@ class Stream:
             self._names = self._names.with_matcher(self.model.contract, matcher)
             self._events.end_names_except(matcher.names, self._to_source_sample(self._begin(self._hops)), self._rate)
 
-    def _to_detections(
-        self, detector: Detector | NameDetector, hits: list[Hit], labels: Sequence[str]
-    ) -> list[Detection]:
+    def _to_detections(self, detector: Detector, hits: list[Hit], labels: Sequence[str]) -> list[Detection]:
         """Return the detections of the newest row; with `ends`, record what ended there too."""
         names = isinstance(detector, NameDetector)
         found = [self._detection(hit, labels, names) for hit in hits]
@@ -405,9 +401,7 @@ class Stream:
             self._end_pausing(detector, labels)
         self._events.end_all(end, self._rate)
 
-    def _end_pausing(
-        self, detector: Detector | NameDetector, labels: Sequence[str], except_names: Collection[str] = ()
-    ) -> None:
+    def _end_pausing(self, detector: Detector, labels: Sequence[str], except_names: Collection[str] = ()) -> None:
         if self.ends:
             names = isinstance(detector, NameDetector)
             for row, at in detector.pausing:
