@@ -16,10 +16,13 @@ from confit_runtime.contract_checks import check_calibration, check_data
 from confit_runtime.digest import sha256
 from confit_runtime.errors import ModelError
 from confit_runtime.frozen_dict import freeze
+from confit_runtime.json_fields import check_schema, check_type, read_fields
 from confit_runtime.names import escape_controls
 from confit_runtime.protobuf import bytes_field, fields, has_external_data, text_field
 
 SCHEMA = 2
+# whoever calibrated a copy of a shipped model has no run
+_REMAKE_HINT = "export it again from its run, or calibrate the shipped model again if it is a calibrated copy of one"
 CONTRACT_KEY = "confit_edge"
 DIGEST_KEY = "confit_edge_sha256"
 
@@ -71,9 +74,9 @@ class Contract:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            _check_type(field.name, str(field.type), value)
+            check_type(f"contract key '{field.name}'", str(field.type), value)
             object.__setattr__(self, field.name, freeze(value))  # shared by all streams of a model
-        check_schema("contract schema", self.schema, SCHEMA, self.version, _remake_hint(self.calibration))
+        check_schema("the contract schema", self.schema, SCHEMA, self.version, _REMAKE_HINT)
         check_data(self.data)
         check_calibration(self.calibration)
         if not self.labels or len(set(self.labels)) != len(self.labels):
@@ -159,26 +162,7 @@ class Contract:
     @classmethod
     def from_json(cls, text: str) -> Contract:
         """Read and check a contract. Raises ModelError naming the key at fault."""
-        try:
-            raw = json.loads(text)
-            # rejects NaN, infinity and half surrogate pairs
-            json.dumps(raw, ensure_ascii=False, allow_nan=False).encode()
-        except (ValueError, RecursionError) as error:
-            raise ModelError(f"the contract is not JSON ({error})") from error
-        if not isinstance(raw, dict):
-            raise ModelError("the contract is not a JSON object")
-        if type(raw.get("schema")) is int:  # checked before the keys, which may differ by schema
-            check_schema(
-                "contract schema", raw["schema"], SCHEMA, raw.get("version"), _remake_hint(raw.get("calibration"))
-            )
-        known = {field.name for field in dataclasses.fields(cls)}
-        if extra := sorted(raw.keys() - known):
-            raise ModelError(
-                f"the contract has unknown keys ({', '.join(extra)}): {newer_version_hint(raw.get('version'))}"
-            )
-        if missing := sorted(known - raw.keys()):
-            raise ModelError(f"the contract lacks {', '.join(missing)}")
-        return cls(**raw)
+        return cls(**read_fields(cls, text, "the contract", SCHEMA, _REMAKE_HINT))
 
 
 MAX_WINDOW_S = 120  # longest window
@@ -193,64 +177,6 @@ MAX_VALUES = {
     "min_hops": 10_000,
     "refractory_s": 86_400,
 }
-_TYPES: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "str": (str,),
-    "bool": (bool,),
-    "float": (int, float),
-    "str | None": (str, type(None)),
-}
-
-
-def check_schema(what: str, schema: int, known: int, version: object, remake_hint: str) -> None:
-    """Raise ModelError if a file was written with a `schema` other than the `known` one.
-
-    `version` is the confit-edge version that wrote it; `remake_hint` says how to make an older file again.
-    """
-    if schema < known:
-        raise ModelError(f"{what} {schema} is from an older confit-edge; this one reads {known}: {remake_hint}")
-    if schema > known:
-        raise ModelError(
-            f"{what} {schema} is newer than {known}, the one this version reads: {newer_version_hint(version)}"
-        )
-
-
-def _remake_hint(calibration: object) -> str:
-    """How to make a model of an older schema again. Whoever calibrated a copy of a shipped model has no run."""
-    hint = "export it again from its run"
-    if isinstance(calibration, dict) and "device" in calibration:
-        hint += ", or calibrate the shipped model again if it is a calibrated copy of one"
-    return hint
-
-
-def newer_version_hint(version: object) -> str:
-    """The hint for a file that a newer `version` wrote."""
-    from confit_runtime import __version__
-
-    return f"written by confit-edge {escape_controls(str(version))[:40]}; this is {__version__}: update confit-edge"
-
-
-def _check_type(key: str, annotation: str, value: object) -> None:
-    if annotation in _TYPES:
-        good = isinstance(value, _TYPES[annotation]) and (annotation == "bool" or not isinstance(value, bool))
-        good = good and value == value and value not in (float("inf"), float("-inf"))
-    elif annotation == "tuple[str, ...]":
-        good = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
-    elif annotation == "dict[str, list[int]]":
-        good = isinstance(value, dict) and all(
-            isinstance(shape, list) and all(type(size) is int for size in shape) for shape in value.values()
-        )
-    elif annotation == "dict[str, dict[str, float]]":
-        good = isinstance(value, dict) and all(
-            isinstance(levels, dict)
-            and all(type(level) in (int, float) and level == level for level in levels.values())
-            for levels in value.values()
-        )
-    else:
-        good = isinstance(value, dict)
-    if not good:
-        kind = annotation.replace("tuple[str, ...]", "list[str]")  # as it is called in JSON
-        raise ModelError(f"contract key '{key}' must be {kind}; it is {str(value)[:60]!r}")
 
 
 def seal(model: bytes, contract: Contract) -> bytes:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from confit_runtime.contract import Contract, check_schema, newer_version_hint
+from confit_runtime.contract import Contract
 from confit_runtime.errors import ModelError, UsageError
+from confit_runtime.json_fields import check_type, read_fields
 
 SCHEMA = 1
 
@@ -93,24 +94,10 @@ def check_no_device_file(model: Path) -> None:
 def read_device_file(path: Path) -> DeviceFile:
     """Read and check a device file. Raises ModelError naming the file and the key at fault."""
     try:
-        raw = json.loads(path.read_bytes())
-        json.dumps(raw, allow_nan=False)
+        text = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: is not JSON ({error}); calibrate again, or remove it") from error
-    if not isinstance(raw, dict) or type(raw.get("schema")) is not int:
-        raise ModelError(f"{path}: is not a device file; calibrate again, or remove it")
-    check_schema(f"{path}: schema", raw["schema"], SCHEMA, raw.get("version"), "calibrate again, or remove it")
-    fields = {field.name: field for field in dataclasses.fields(DeviceFile)}
-    if extra := sorted(raw.keys() - fields.keys()):
-        raise ModelError(f"{path}: has unknown keys ({', '.join(extra)}): {newer_version_hint(raw.get('version'))}")
-    if missing := sorted(fields.keys() - raw.keys()):
-        raise ModelError(f"{path}: lacks {', '.join(missing)}; calibrate again")
-    for name in ("model", "model_digest", "embedding_id", "made", "version"):
-        if not isinstance(raw[name], str):
-            raise ModelError(f"{path}: {name} must be text; calibrate again")
-    for name in ("thresholds", "report"):
-        if not isinstance(raw[name], dict):
-            raise ModelError(f"{path}: {name} must be an object; calibrate again")
+    raw = read_fields(DeviceFile, text, f"{path}:", SCHEMA, "calibrate again, or remove it")
+    for field in dataclasses.fields(DeviceFile):
+        check_type(f"{path}: {field.name}", str(field.type), raw[field.name])
     return DeviceFile(**raw)

@@ -91,7 +91,7 @@ def test_a_label_may_have_a_refractory_time_of_its_own(path: Path) -> None:
     [
         ({"model_digest": "0" * 64}, "another model"),
         ({"schema": 99, "version": "9.1"}, r"schema 99 is newer.*written by confit-edge 9\.1.*: update confit-edge"),
-        ({"schema": True}, "is not a device file"),
+        ({"schema": True}, "schema must be int"),
         ({"schema": 0}, "schema 0 is from an older confit-edge.*calibrate again"),
         ({"thresholds": {"low": {"on": 0.9, "off": 0.5}}}, "labels"),
         ({"thresholds": levels({"on": 0.1, "off": 0.5})}, "on >= off"),
@@ -117,7 +117,7 @@ def test_unknown_and_missing_keys_give_advice(path: Path) -> None:
         load(path)
     del raw["made"]
     device_path(path).write_text(json.dumps(raw))
-    with pytest.raises(ModelError, match="lacks made; calibrate again"):
+    with pytest.raises(ModelError, match="lacks made: calibrate again"):
         load(path)
 
 
