@@ -44,6 +44,7 @@ from confit_edge.data.manifest import Clip, read_manifest
 from confit_edge.demo import DATA
 from confit_edge.demo.steps import WORDS
 from confit_edge.pairtune.session import train
+from confit_edge.probes.typicality import Typicality
 from confit_edge.recipe import Recipe
 from confit_edge.runs import read_run, run_corpus
 from confit_export.export import export_run
@@ -383,7 +384,8 @@ def make_file(
         train(manifest, run, recipe)
     trained = read_run(run)
     if not typical:
-        trained = dataclasses.replace(trained, typicality=None)
+        found = trained.typicality
+        trained = dataclasses.replace(trained, typicality=Typicality(0 * found.slope, 0 * found.offset, found.axes[:0]))
     corpus = run_corpus(trained)
     if not out.is_file():
         export_run(trained, corpus, out, quantize=quantize, say=say)

@@ -71,7 +71,7 @@ class Run:
     encoder: Encoder
     linear: LinearProbe
     knn: KnnProbe
-    typicality: Typicality | None  # None only where a benchmark leaves it out
+    typicality: Typicality
     metrics: dict[str, Any]
 
 

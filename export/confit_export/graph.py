@@ -32,7 +32,7 @@ RECURRENT = ("LSTM", "GRU", "RNN")
 class Head(nn.Module):
     """Maps pooled frames `[streams, hops, dim]` to scores `[streams, hops, classes]` and embeddings `[streams, hops, dim]`.
 
-    A score is the linear probe's probability, multiplied by the typicality if the run has one.
+    A score is the linear probe's probability, multiplied by the typicality if there is one (a model for speakers has none).
     """
 
     quadratic: Tensor

@@ -259,7 +259,6 @@ def test_clips_with_several_labels_train_and_get_probes(
         own = np.array([label in labels[word].split("|") for word in words])
         assert column[own].min() > column[~own].mean() + 0.2
     # each label by itself would call half of all sound its own; what is like no clip is none's
-    assert found.typicality is not None
     silence = embed_clips(found.encoder, [np.zeros(16_000, np.float32)], CPU)
     silence_scores = (found.linear.scores(silence) * found.typicality.factors(silence))[0]
     assert silence_scores[[name != "unknown" for name in found.info.classes]].max() < 0.2

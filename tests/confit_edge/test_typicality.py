@@ -139,7 +139,6 @@ def test_validation_of_unknown_sound_alone_leaves_the_scale_to_training_clips() 
 
 
 def test_a_run_keeps_typicality_which_separates_words_from_other_sound(run: Run) -> None:
-    assert run.typicality is not None
     labels = run.knn.targets.argmax(axis=1)
     own = run.typicality.factors(run.knn.prints)[np.arange(len(labels)), labels]
     rng = np.random.default_rng(0)

@@ -327,7 +327,6 @@ def test_a_hop_costs_at_most_a_fifth_of_its_window(run: Run) -> None:
     states = [torch.zeros(1, *shape) for shape in model.state.values()]
     hooked = macs_by_hooks(model, torch.zeros(1, encoder.hop), *states)
     # products of two tensors, with no layer to hook: the mel bands (frames, parts of bins, bands) and the typicality
-    assert run.typicality is not None
     products = 8 * 240 * 32 + len(run.typicality.axes) * len(run.info.classes)
     assert sum(by_node.values()) == hooked + products
 

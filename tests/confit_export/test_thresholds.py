@@ -240,7 +240,6 @@ def test_several_labels_are_all_true_of_their_clip(corpus: Corpus, background: P
     short = scores[:, model.labels.index("short")]
     own = np.isin(corpus.train.labels, [corpus.classes.index(word) for word in ("yes", "stop")])
     assert short[own].mean() > short[~own].mean() + 0.3
-    assert run.typicality is not None
     probabilities = run.linear.scores(run.knn.prints)
     assert (probabilities.sum(axis=1) > 1.2).any()  # sigmoids, not a softmax
     np.testing.assert_allclose(scores, probabilities * run.typicality.factors(run.knn.prints), atol=1e-3)
