@@ -44,6 +44,8 @@ def warn_about_prints(
 
 def _warn_about_calibration(model: Model, name: str, kind: Kind) -> None:
     """Warn if `export` could not measure how many strangers reach the threshold of names, or if names hardly reach it."""
+    from confit_runtime.matcher import refuses_own_sounds
+
     measured = model.contract.calibration.get("enroll", {})
     if {"trials", "classes"} <= measured.keys() and "false_accept_rate" not in measured:
         trials = format_count(measured["trials"], "trial")
@@ -52,7 +54,7 @@ def _warn_about_calibration(model: Model, name: str, kind: Kind) -> None:
             f" {format_count(measured['classes'], 'class', 'classes')}, too few to tell, so its threshold is a guess; ask"
             f" `confit-edge identify` about sounds that are not {name}, or train with more classes"
         )
-    elif "genuine" in measured and measured["genuine"] <= measured["threshold"]:
+    elif refuses_own_sounds(measured):
         say(
             f"warning: most sounds of {name} will be answered 'unknown': to {model.name}, one stranger in a hundred is more like"
             f" a name ({measured['threshold']:.4f}) than its own prints are like each other ({measured['genuine']:.4f}); train"

@@ -33,7 +33,7 @@ def read_positives(
     wanted = [contract.labels[place] for place in firing_label_indices(contract)]
     found, several, others = list[Clip](), 0, Counter[str]()
     read = read_manifest(
-        source, label_column=label_column or "label", group_column=group_column or "group", allow_one_class=True
+        source, label_column=label_column or "label", group_column=group_column or "group", min_classes=0
     )
     for clip in read.clips:
         if len(clip.labels) > 1 and not contract.multi_label:
@@ -92,7 +92,7 @@ def clips_as_recordings(source: Path, contract: Contract, names: Sequence[str] =
     If there are clips of test, only those. Raises as `read_manifest`, and AudioError on a clip that cannot be opened as sound.
     """
     wanted = [*contract.can_fire, *names]
-    clips, recordings = list(read_manifest(source, allow_one_class=True).clips), list[LabelledRecording]()
+    clips, recordings = list(read_manifest(source, min_classes=0).clips), list[LabelledRecording]()
     manifests = sorted(source.glob("manifest.*"))  # of a folder
     if manifests and _labels(clips).isdisjoint(wanted):
         raise UsageError(

@@ -77,7 +77,7 @@ def check(
     from confit_edge.data.manifest import read_manifest
 
     manifest = read_manifest(
-        source, label_column=label_column, group_column=group_column, split_by=split_by, allow_one_class=True
+        source, label_column=label_column, group_column=group_column, split_by=split_by, min_classes=1
     )
     with Bar(json, before="clips") as bar:
         report = check_manifest(manifest, ClipStore(RATE), progress=_decoding(bar))
@@ -149,7 +149,7 @@ def split(
             f"-o {out}: is the manifest that is read, and its other columns would be lost; name another file"
         )
     manifest = read_manifest(
-        source, label_column=label_column, group_column=group_column, split_by=split_by, allow_one_class=True
+        source, label_column=label_column, group_column=group_column, split_by=split_by, min_classes=1
     )
     if anew:
         manifest = replace(manifest, clips=tuple(replace(clip, split=None) for clip in manifest.clips))

@@ -251,7 +251,7 @@ def read_corpus(
         label_column=label_column,
         group_column=group_column,
         split_by=split_by,
-        allow_one_class=bool(other_places),
+        min_classes=1 if other_places else 2,
     )
     other_clips, notes = read_others(other_places, manifest)
     store = ClipStore(rate)

@@ -144,7 +144,7 @@ def read_manifest(
     label_column: str = "label",
     group_column: str = "group",
     split_by: str | None = None,
-    allow_one_class: bool = False,
+    min_classes: int = 2,
 ) -> Manifest:
     """Read a manifest: a `.csv`, `.jsonl` or `.parquet` file, or a folder with one sub-folder per class.
 
@@ -159,7 +159,7 @@ def read_manifest(
     CLASS/GROUP/... form one group whatever their class, and any other clip is a group of its own.
 
     Raises UsageError for a missing file or column and for a table of times, and ManifestError for everything else: text that
-    cannot be parsed, an empty label, an unknown split, fewer than two classes (unless `allow_one_class`), or a path listed
+    cannot be parsed, an empty label, an unknown split, fewer than `min_classes` classes, or a path listed
     twice (even with equal rows: one of them is a mistake, and only its author knows which).
     """
     source = Path(os.path.abspath(path))
@@ -203,7 +203,7 @@ def read_manifest(
             " path, label, group and split instead"
         )
     kinds = len(manifest.classes) + any(not clip.labels for clip in clips)  # no label counts as a kind
-    if not manifest.classes or kinds < (1 if allow_one_class else 2):
+    if kinds < min_classes or (min_classes and not manifest.classes):
         only = ", ".join(manifest.classes) or "none"
         inside = _folders_of_groups(clips, source) if source.is_dir() else []
         give = (

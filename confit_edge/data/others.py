@@ -47,7 +47,7 @@ def _read_place(place: str, manifest: Manifest) -> tuple[list[Clip], list[str]]:
     if source.is_dir() or not source.exists():
         clips = [_in_folder(path, source) for path in sound_files(source, "--others", [WORDS])]
     else:
-        clips = list(read_manifest(source, allow_one_class=True).clips)
+        clips = list(read_manifest(source, min_classes=1).clips)
     listed = {clip.path for clip in manifest.clips}
     own = {label.casefold() for label in manifest.classes} - {UNKNOWN}
     others = [

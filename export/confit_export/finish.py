@@ -31,6 +31,7 @@ from confit_runtime.contract import Contract
 from confit_runtime.describe import clip_noun
 from confit_runtime.enrollment import Kind
 from confit_runtime.formatting import format_count
+from confit_runtime.matcher import refuses_own_sounds
 from confit_runtime.model import Model
 
 
@@ -92,7 +93,7 @@ def finish(
             f" (that takes {MIN_TRIALS} trials with {MIN_CLASSES} classes), so the similarity that names need,"
             f" {prior['threshold']:.2f}, is a guess: more strangers may pass than {100 * FALSE_ACCEPT_RATE:g} %"
         )
-    elif prior["genuine"] <= prior["threshold"]:
+    elif refuses_own_sounds(prior):
         say(
             "warning: enrolled names will mostly be answered 'unknown': one stranger in a hundred is as similar to the prints of"
             f" a name as {prior['threshold']:.4f}, and these are to each other only {prior['genuine']:.4f}. Train with more"

@@ -26,8 +26,8 @@ def write_atomic(path: Path, data: bytes) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A hidden path to write a file to, which replaces `path` at the end, unless an error is raised. Raises OSError.
 
-    Also removes what killed processes left of it: this takes one millisecond among a thousand files; flushing to disk
-    takes ten.
+    A file that is replaced passes its permissions on. Also removes what killed processes left of it: this takes one
+    millisecond among a thousand files; flushing to disk takes ten.
     """
     with suppress(PermissionError):  # for a folder that may be written but not read
         remove_leftovers(path)
@@ -36,6 +36,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
+        with suppress(FileNotFoundError):
+            shutil.copymode(path, temporary)
         os.replace(temporary, path)
 
 

@@ -317,6 +317,14 @@ class Matcher:
         return self._vetoes[self._veto_starts[place] : self._veto_starts[place + 1]]
 
 
+def refuses_own_sounds(calibration: Mapping[str, float]) -> bool:
+    """Whether most sounds of any name are refused, by the calibration of a model for enrollment.
+
+    So it is if one stranger in a hundred is more like the prints of a name than these are like each other.
+    """
+    return "genuine" in calibration and calibration["genuine"] <= calibration["threshold"]
+
+
 def l2_normalise(rows: Floats) -> Floats:
     """Rows `[..., dim]` scaled to length 1. Rows that already have that length stay bit for bit, so that copies stay equal."""
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)

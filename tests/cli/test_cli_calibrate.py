@@ -553,6 +553,21 @@ def test_labels_are_held_against_the_recordings_and_the_model(
     assert "hours of 2 recordings" in out
 
 
+@pytest.mark.parametrize("column", ["label", "labels"])
+def test_clips_that_must_not_fire_are_evaluated_alone_but_show_no_misses(
+    confit: Confit, sounds: Path, model: Path, tmp_path: Path, column: str
+) -> None:
+    soundfile.write(tmp_path / "one.wav", tone(500, 0.6), RATE)
+    table = tmp_path / "quiet.csv"
+    table.write_text(f"path,{column}\none.wav,unknown\n", encoding="utf-8")
+    code, out, err = confit("evaluate", model, table)
+    assert code == 0, err
+    assert "1 false accept" in out
+    code, _, err = confit("calibrate", model, "--negatives", sounds / "negatives", "--positives", table)
+    assert code == 2
+    assert "holds none of the labels that can fire" in err
+
+
 def test_of_several_labels_each_is_a_positive_and_none_is_another(
     confit: Confit, sounds: Path, model: Path, tmp_path: Path
 ) -> None:

@@ -383,7 +383,7 @@ def test_cut_joins_the_labels_of_what_overlaps(field: Path) -> None:
     alone = run("cut", table, "-o", field / "alone", "--alone", "--margin", "0.4", cache=field / "cache")
     assert "left out because of --alone: 1 overlapping sound" in alone.stderr
     assert "warning" not in alone.stderr  # the margin gives what is short a length
-    (clip,) = read_manifest(field / "alone" / "manifest.csv", allow_one_class=True).clips
+    (clip,) = read_manifest(field / "alone" / "manifest.csv", min_classes=1).clips
     assert soundfile.info(clip.path).duration == pytest.approx(0.82)
 
 
@@ -418,7 +418,7 @@ def test_cut_groups_recordings_by_their_names_of_whatever_bytes(tmp_path: Path) 
         path.with_suffix(".txt").write_text("0.1\t0.8\tcup\n")
     done = run("cut", tmp_path / "bar", "-o", tmp_path / "clips", cache=tmp_path / "cache")
     assert done.returncode == 0, done.stderr
-    groups = [clip.group for clip in read_manifest(tmp_path / "clips" / "manifest.csv", allow_one_class=True).clips]
+    groups = [clip.group for clip in read_manifest(tmp_path / "clips" / "manifest.csv", min_classes=1).clips]
     assert groups == ["caf\\udce8", "caf\\udce9"]
 
 

@@ -246,7 +246,7 @@ def test_a_table_of_times_is_no_manifest(tmp_path: Path, name: str) -> None:
     else:
         write(path, json.dumps(row) if path.suffix == ".jsonl" else f"{','.join(row)}\n{','.join(row.values())}\n")
     with pytest.raises(UsageError, match=r"has the column start_s.*`confit-edge data cut \S.*-o FOLDER`") as raised:
-        read_manifest(path, allow_one_class=True)
+        read_manifest(path, min_classes=1)
     assert shlex.quote(str(path.with_suffix(".csv"))) in str(raised.value)
     assert "\n" not in str(raised.value)
 

@@ -35,7 +35,7 @@ from confit_runtime import load
 from confit_runtime.audio import load_clip
 from confit_runtime.detect import Detector, Hit
 from confit_runtime.enrollment import Kind
-from confit_runtime.matcher import Levels, Matcher, mutual_similarity
+from confit_runtime.matcher import Levels, Matcher, mutual_similarity, refuses_own_sounds
 from confit_runtime.scoring import Score, SoundEvent, score_detections
 from tests import tiny_model
 
@@ -283,6 +283,16 @@ def test_the_prior_is_what_one_stranger_in_a_hundred_reaches(spread: float) -> N
     assert (found["classes"], found["false_accept_rate"]) == (12, 0.01)
     assert found["threshold"] == pytest.approx(max(0.2, np.quantile(reached, 0.99)), abs=1e-3)
     assert sum(score > found["threshold"] + 1e-3 for score in reached) <= math.ceil(0.01 * len(reached))
+
+
+def test_single_clips_of_classes_do_not_show_how_alike_those_of_a_name_are() -> None:
+    labels = np.eye(20, dtype=np.int64)
+    prior = enrollment_prior(np.eye(20, dtype=np.float32), labels, np.eye(20, dtype=np.float32), labels, seed=0)
+    assert "false_accept_rate" in prior
+    assert "genuine" not in prior
+    assert not refuses_own_sounds(prior)
+    assert not refuses_own_sounds({**prior, "genuine": 0.9})
+    assert refuses_own_sounds({**prior, "genuine": 0.9, "threshold": 0.99})
 
 
 def test_the_prior_of_classes_far_apart_is_low_and_needs_no_stranger() -> None:

@@ -138,6 +138,17 @@ def test_a_folder_that_may_be_written_but_not_read_is_written_to() -> None:
         assert Path(dropped, "a").read_bytes() == b"a"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+@pytest.mark.parametrize("mode", [0o660, 0o600, 0o444])
+def test_a_replaced_file_keeps_its_permissions(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "manifest.csv"
+    write_atomic(path, b"former")
+    path.chmod(mode)
+    write_atomic(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == mode
+
+
 def test_concurrent_writers_of_one_file_do_not_interfere(tmp_path: Path) -> None:
     """As in two containers, where both have one process number."""
     with partial_folder(tmp_path / "a") as one, partial_folder(tmp_path / "a") as two:
