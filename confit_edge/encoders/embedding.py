@@ -8,10 +8,24 @@ import numpy as np
 import torch
 
 from confit_edge.encoders.base import Encoder, centred
+from confit_edge.progress import Progress
 from confit_runtime.arrays import Floats
 from confit_runtime.audio import Pcm
 
 OnEmbedded = Callable[[int], None]  # is called with the number of sounds embedded since the last call
+
+
+def counted(progress: Progress, total: int) -> OnEmbedded:
+    """A callback that counts sounds as they are embedded, and reports, from 0 on, how many of the `total` have been."""
+    done = 0
+
+    def on_embedded(sounds: int) -> None:
+        nonlocal done
+        done += sounds
+        progress(done, total)
+
+    on_embedded(0)
+    return on_embedded
 
 
 def ignore_count(sounds: int) -> None:

@@ -21,6 +21,7 @@ from confit_runtime.files import is_partial
 from confit_runtime.formatting import format_count
 
 UNLEARNT_KEYS = ("device", "strict")  # recipe keys that do not affect what is learnt
+STARTED_KEYS = {"recipe", "fingerprint", "order", "distilled", "chosen_by", "processes", "encoder_sha256"}
 
 
 @contextmanager
@@ -63,9 +64,10 @@ def started_training(out: Path) -> dict[str, Any] | None:
         return {
             "recipe": info.recipe,
             "fingerprint": info.data["fingerprint"],
+            "order": None,  # a finished run is not resumed, so the order of its clips does not matter
             "distilled": info.distilled,
             "chosen_by": merit_name(multi_label=info.multi_label),
-            "processes": None,  # a finished run is not resumed, so their number does not matter
+            "processes": None,  # nor does their number
             "encoder_sha256": info.encoder_sha256,
         }
     beginning = out / "started.json"
@@ -75,7 +77,7 @@ def started_training(out: Path) -> dict[str, Any] | None:
         started: dict[str, Any] = json.loads(beginning.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfitError(f"{beginning}: is damaged ({error}); remove {out} and train again") from error
-    if missing := {"recipe", "fingerprint", "distilled", "chosen_by", "processes", "encoder_sha256"} - set(started):
+    if missing := STARTED_KEYS - set(started):
         raise ConfitError(f"{beginning}: lacks {', '.join(sorted(missing))}; remove {out} and train again")
     return started
 
@@ -166,7 +168,7 @@ def _differences(before: dict[str, Any], started: dict[str, Any], now: str, of_d
     ]
     if not same_data and all(recipe.get(key) == started["recipe"][key] for key in ("background", "others")):
         changed.append(f"the data{of_data}")
-    if same_data and before.get("order") not in (None, started["order"]):  # None: finished, or of an earlier version
+    if same_data and before["order"] not in (None, started["order"]):
         changed.append("the order of the clips (in the manifest, or of --others)")
     if before["chosen_by"] != started["chosen_by"]:
         changed.append("the measure that epochs are chosen by")

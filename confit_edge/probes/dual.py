@@ -11,7 +11,7 @@ import torch
 
 from confit_edge.data.corpus import Clips, Corpus
 from confit_edge.encoders.base import Encoder
-from confit_edge.encoders.embedding import embed_clips
+from confit_edge.encoders.embedding import counted, embed_clips
 from confit_edge.probes.hard import embed_background, learn_hard, pieces
 from confit_edge.probes.knn import KnnProbe
 from confit_edge.probes.linear import LinearProbe
@@ -57,14 +57,7 @@ def dual_probe(
     different sample rate from the encoder's.
     """
     corpus.check_rate(encoder.sample_rate)
-    total, done = count_sounds(encoder, corpus, recipe), 0
-
-    def on_embedded(sounds: int) -> None:
-        nonlocal done
-        done += sounds
-        progress(done, total)
-
-    on_embedded(0)
+    on_embedded = counted(progress, count_sounds(encoder, corpus, recipe))
     clean = embed_clips(encoder, corpus.train.pcm, device, on_embedded=on_embedded)
     val, test = (
         embed_clips(encoder, clips.pcm, device, on_embedded=on_embedded) for clips in (corpus.val, corpus.test)

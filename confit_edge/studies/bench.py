@@ -13,7 +13,7 @@ import torch
 from confit_edge.data.corpus import Corpus, read_corpus
 from confit_edge.encoders import pretrained
 from confit_edge.encoders.base import Encoder
-from confit_edge.encoders.embedding import OnEmbedded
+from confit_edge.encoders.embedding import OnEmbedded, counted
 from confit_edge.geometry.measures import describe, label_sets
 from confit_edge.pairtune.lr_search import choose_lr
 from confit_edge.pairtune.machine import pick_device
@@ -103,16 +103,8 @@ class Bench:
         report_probe_progress(self.notify, "the encoder", done, total)
 
     def count_embedded(self, total: int) -> OnEmbedded:
-        """A callback that counts sounds as they are embedded, and reports how many of the `total` have been."""
-        done = 0
-
-        def on_embedded(sounds: int) -> None:
-            nonlocal done
-            done += sounds
-            self.report_embedded(done, total)
-
-        on_embedded(0)
-        return on_embedded
+        """A callback that reports how many of the `total` sounds that a trial embeds have been embedded."""
+        return counted(self.report_embedded, total)
 
     def data(self, trial: Trial) -> Corpus:
         """Return the clips the trial trains, validates and tests on."""
