@@ -181,8 +181,8 @@ def measure_label(
 ) -> dict[str, dict[str, int]]:
     """The same for the label: with nothing, with negative prints, and with higher thresholds."""
     alarms = [one for of_one in taught for one in label_hits(model, of_one, None, None)]
-    no_prints = np.zeros((0, model.contract.embedding_dim), np.float32)
-    with_negatives = make_matcher(model, no_prints, np.stack(alarms))
+    dim = model.contract.embedding_dim
+    with_negatives = make_matcher(model, np.zeros((0, dim), np.float32), np.reshape(alarms, (-1, dim)))
     label = {}
     for name, threshold, vetoing in (
         ("nothing", None, None),
