@@ -26,6 +26,7 @@ from sklearn.metrics import average_precision_score
 from confit_edge.data.compose import compose
 from confit_edge.data.corpus import UNKNOWN, Clips, Corpus
 from confit_edge.encoders import pretrained
+from confit_edge.encoders.embedding import embed_clips
 from confit_edge.judging.compare import _start_names, judge_subject
 from confit_edge.probes.dual import dual_probe, score
 from confit_edge.probes.knn import METRICS, NEIGHBOURS, KnnProbe
@@ -43,6 +44,7 @@ from confit_edge.probes.views import (
 from confit_edge.recipe import Recipe
 from confit_runtime.audio import Pcm
 from confit_runtime.errors import ConfitError
+from tests.confit_edge.sounds import noise
 
 Floats = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int8]
@@ -398,6 +400,26 @@ def test_both_probes_hear_words_of_unseen_voices(run_corpus: Corpus) -> None:
     # the linear probe knows nothing as nothing
     silence = encoder(torch.from_numpy(run_corpus.background_val[0][: encoder.window].copy())[None]).detach().numpy()
     assert run_corpus.classes[int(probes.linear.scores(silence).argmax())] == UNKNOWN
+
+
+def test_nothing_but_the_test_figures_depends_on_the_test_clips(run_corpus: Corpus) -> None:
+    """Or the probes were chosen on them: here they become noise, with the labels that another kNN probe gives to noise."""
+    encoder, recipe, test = pretrained("speech-embedding", 1.28), Recipe(probe_views=1), run_corpus.test
+    one = dual_probe(encoder, run_corpus, recipe, CPU)
+    noises = [noise(8_000, seed) for seed in range(len(test))]
+    rival = KnnProbe(one.knn.prints, one.knn.targets, NEIGHBOURS[-1], METRICS[-1])
+    heard = embed_clips(encoder, noises, CPU)
+    targets = np.eye(len(run_corpus.classes), dtype=np.int8)[rival.scores(heard).argmax(axis=1)]
+    assert KnnProbe.fit(rival.prints, rival.targets, heard, targets).metric != one.knn.metric
+    two = dual_probe(encoder, replace(run_corpus, test=replace(test, pcm=noises, targets=targets)), recipe, CPU)
+    assert one.metrics["linear"]["test"] != two.metrics["linear"]["test"]
+    for name in ("linear", "knn"):
+        assert one.metrics[name]["val"] == two.metrics[name]["val"]
+    assert (one.knn.k, one.knn.metric) == (two.knn.k, two.knn.metric)
+    rows = one.test_embeddings
+    for probe, same in ((one.linear, two.linear), (one.knn, two.knn)):
+        assert np.array_equal(probe.scores(rows), same.scores(rows))
+    assert np.array_equal(one.typicality.factors(rows), two.typicality.factors(rows))
 
 
 def without_background(corpus: Corpus) -> Corpus:
