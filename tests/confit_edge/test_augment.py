@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,10 +23,11 @@ from confit_edge.data.augment import (
     rms,
     varied,
 )
-from confit_edge.data.corpus import Corpus
+from confit_edge.data.corpus import UNKNOWN, Corpus
 from confit_edge.encoders import pretrained
 from confit_edge.encoders.base import Encoder
 from confit_edge.encoders.yamnet import YAMNet
+from confit_edge.pairtune.items import training_items
 from confit_edge.recipe import Recipe
 from confit_edge.windows import make_augmenter
 from tests.confit_edge.sounds import noise
@@ -218,6 +221,42 @@ def test_clips_are_made_as_soft_as_the_encoder_asks_unless_the_recipe_says(corpu
         found = levels(encoder, recipe)
         assert -most <= min(found) < -0.9 * most
         assert 0.9 * most < max(found) <= most + 0.1
+
+
+def test_every_augmentation_of_a_recipe_reaches_the_augmenter(run_corpus: Corpus, tmp_path: Path) -> None:
+    """Each with a value of its own, so that none can stand in for another."""
+    soundfile.write(tmp_path / "hall.wav", np.linspace(1, 0, 1600), RATE)
+    encoder, recipe = pretrained("speech-embedding", 1.28), Recipe(
+        shift=0.07, gain=5.0, noise_probability=0.45, snr_low=3.0, snr_high=17.0, speed=0.12,
+        rooms=str(tmp_path), room_probability=0.35, equaliser=4.0, band_probability=0.25, codec_probability=0.15,
+    )  # fmt: skip
+    augment = make_augmenter(encoder, run_corpus, recipe)
+    assert (augment.window, augment.shift, augment.gain, augment.speed) == (encoder.window, 1120, 5.0, 0.12)
+    assert (augment.noise_probability, augment.snr, augment.babble) == (0.45, (3.0, 17.0), True)
+    effects = augment.effects
+    assert effects is not None
+    assert [len(room) for room in effects.rooms] == [1600]
+    assert (effects.rate, effects.room_probability, effects.equaliser) == (encoder.sample_rate, 0.35, 4.0)
+    assert (effects.band_probability, effects.codec_probability) == (0.25, 0.15)
+    recorded = run_corpus.background_train
+    assert all(any(np.array_equal(one, other) for other in augment.background) for one in recorded)
+    assert len(augment.background) > 4 * len(recorded)  # and at other speeds
+
+    several = dataclasses.replace(run_corpus, multi_label=True, background_train=[])
+    plain = make_augmenter(encoder, several, Recipe())
+    assert (plain.speed, plain.effects, plain.background, plain.babble) == (0.0, None, (), False)
+
+
+@pytest.mark.parametrize("snr", [0.0, 30.0])
+def test_fragments_are_learnt_at_the_ratio_of_the_recipe(run_corpus: Corpus, snr: float) -> None:
+    """Seen in the loudest fragment, which holds the end of a word, and the softest, which holds none."""
+    encoder = pretrained("speech-embedding", 1.28)
+    hiss = [noise(160_000, seed, level=0.003) for seed in range(2)]
+    corpus = dataclasses.replace(run_corpus, background_train=hiss)
+    items = training_items(encoder, corpus, Recipe(snr_low=snr, snr_high=snr))
+    unknown = np.flatnonzero(items.targets[:, corpus.classes.index(UNKNOWN)])
+    levels = [rms(items.pcm[row]) for row in unknown if len(items.pcm[row]) == encoder.window]
+    assert 20 * np.log10(max(levels) / min(levels)) == pytest.approx(snr, abs=6.0)
 
 
 def test_a_long_clip_is_heard_from_anywhere_in_one_piece() -> None:

@@ -601,6 +601,26 @@ def test_each_view_is_another_stream(run_corpus: Corpus) -> None:
     assert len({row.tobytes() for row in spoken}) == len(spoken)
 
 
+@pytest.mark.parametrize("snr", [0.0, 30.0])
+def test_the_clips_of_a_stream_exceed_its_background_by_the_ratio_of_the_recipe(
+    run_corpus: Corpus, snr: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured by an encoder whose embedding is the power of its window."""
+    encoder = pretrained("speech-embedding", 1.28)
+
+    def powers(pcm: torch.Tensor) -> torch.Tensor:
+        return pcm.unfold(0, encoder.window, encoder.hop).square().mean(dim=1)[:, None].expand(-1, encoder.dim)
+
+    monkeypatch.setattr(encoder, "rows", powers)
+    hiss, recipe = [noise(64_000, seed, level=0.01) for seed in range(2)], Recipe(snr_low=snr, snr_high=snr)
+    tones = [0.1 * np.sin(np.arange(encoder.window) * pitch).astype(np.float32) for pitch in (0.1, 0.2, 0.3, 0.4)]
+    clips = Clips(tones, run_corpus.train.targets[: len(tones)], ["a"] * len(tones), [Path()] * len(tones))
+    power, targets = stream_views(encoder, run_corpus, clips, hiss, recipe, CPU, views=2, salt=2)
+    spoken = targets[:, run_corpus.classes.index(UNKNOWN)] == 0
+    quietest = power[~spoken].min()  # of the background of the stream, or of the background alone: not mixed
+    assert 10 * np.log10(power[spoken].max() / quietest - 1) == pytest.approx(snr, abs=1.0)
+
+
 def test_views_keep_every_label_of_a_clip(run_corpus: Corpus) -> None:
     clips = run_corpus.train
     targets = clips.targets.copy()
