@@ -32,7 +32,7 @@ lint: $(INSTALLED)
 	"$(VENV)/bin/lint-imports"
 
 types: $(INSTALLED)
-	MYPYPATH=.:export:runtime "$(VENV)/bin/mypy" -p confit_edge -p confit_export -p confit_runtime
+	"$(VENV)/bin/mypy"
 
 clean:
 	rm -rf .venv demo-out dist build

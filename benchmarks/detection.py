@@ -318,7 +318,7 @@ class Warping:
     ) -> Method:
         contract = dataclasses.replace(
             base_contract,
-            labels=self.words,
+            labels=tuple(self.words),
             unknown_label=None,
             thresholds={word: {"on": 0.5, "off": 0.3} for word in self.words},
             smoothing_hops=1,

@@ -34,12 +34,15 @@ from benchmarks.summary import differences
 from benchmarks.tasks import TASKS, Task, build, unique
 from confit_edge.data.clips import ClipStore
 from confit_edge.data.corpus import Corpus, read_corpus
-from confit_edge.encoders import Encoder, encoder_label, pretrained
+from confit_edge.encoders import encoder_label, pretrained
+from confit_edge.encoders.base import Encoder
 from confit_edge.pairtune.distill import Lesson, Teaching
 from confit_edge.pairtune.lr_search import choose_lr
 from confit_edge.pairtune.machine import pick_precision
 from confit_edge.pairtune.trainer import fit
 from confit_edge.probes.dual import dual_probe
+from confit_edge.probes.knn import KnnProbe
+from confit_edge.probes.linear import LinearProbe
 from confit_edge.probes.metrics import accuracy, correct
 from confit_edge.recipe import Recipe
 from confit_runtime.audio import Pcm
@@ -117,7 +120,8 @@ class Row:
     def judge(self, name: str, encoder: Encoder) -> None:
         views = 1 if name == "teacher" else self.recipe.probe_views  # it is slow, and serves only as the bound
         found = dual_probe(encoder, self.corpus, replace(self.recipe, probe_views=views), CPU)
-        for probe, judge in zip(PROBES, (found.linear, found.knn), strict=True):
+        judges: tuple[LinearProbe | KnnProbe, ...] = (found.linear, found.knn)
+        for probe, judge in zip(PROBES, judges, strict=True):
             key = f"{name}_{probe}"
             self.right[key] = correct(judge.scores(found.test_embeddings), self.corpus.test.targets)
             self.val[key] = round(float(correct(judge.scores(found.val_embeddings), self.corpus.val.targets).mean()), 4)

@@ -396,7 +396,7 @@ def streams(cache: Path) -> dict[str, Any]:
     nine = [*SPEAKERS, *sorted({clip.group for clip in clips_of_words if clip.split == "val"})]
     paths, kept = negatives.join(cache), RowCache(cache / "tasks" / "enrollment", "embedding")
     recordings = score_recordings(model, paths, kept, lambda *done: None)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for word in words:
         clips = {voice: load_clip(DATA / "words" / word / f"{voice}.ogg", RATE) for voice in [*nine, *rest]}
         own = [row for voice in SPEAKERS for row in extract_prints(model, clips[voice], "sound", word).embeddings]

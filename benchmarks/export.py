@@ -43,7 +43,7 @@ from confit_edge.runs import read_run, run_corpus
 from confit_export.calibration import Feed
 from confit_export.cost import count_cost
 from confit_export.export import Exported, export_run
-from confit_export.graph import assemble, to_onnx
+from confit_export.graph import StreamingModel, WindowedModel, assemble, to_onnx
 from confit_export.quantisation import Quantisation
 from confit_export.quantize import INT8_SCHEMES, PRECISION, Quantizer, Scheme
 from confit_export.rewrite import keep_states_int8
@@ -148,7 +148,9 @@ def recipe_rows(name: str, encoder: Encoder, corpus: Corpus, rates: Rates, note:
     return rows
 
 
-def time_all(model: torch.nn.Module, encoder: Encoder, graphs: dict[str, onnx.ModelProto]) -> dict[str, float]:
+def time_all(
+    model: StreamingModel | WindowedModel, encoder: Encoder, graphs: dict[str, onnx.ModelProto]
+) -> dict[str, float]:
     """Return the milliseconds of one call of each graph, and of the torch module they were made from."""
     streaming = bool(model.state)
     pcm = 0.05 * np.random.default_rng(1).standard_normal((1, encoder.hop if streaming else encoder.window))

@@ -136,7 +136,7 @@ def _unpack(package: Package, cache: Path) -> None:
         tree.rename(cache / "packages" / package.name)
 
 
-def whole(folder: Path, fill: Callable[[Path], None]) -> None:
+def whole(folder: Path, fill: Callable[[Path], object]) -> None:
     """Fill a folder elsewhere and move it into place, so that a stopped fetch leaves no half-filled folder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as part:

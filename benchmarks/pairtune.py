@@ -26,7 +26,8 @@ from benchmarks.fetch import CACHE
 from benchmarks.report import RESULTS, encoder_argument, machine, write_json
 from benchmarks.row import Plan, measure
 from benchmarks.summary import markdown, summarise
-from benchmarks.tasks import SPLITS, TASKS, build
+from benchmarks.tasks import TASKS, build
+from confit_edge.data.manifest import SPLITS
 from confit_edge.encoders import encoder_label, pretrained
 from confit_edge.recipe import Recipe
 from confit_edge.workers import workers
