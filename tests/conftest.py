@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 from confit_edge.torchaudio_pure import skip_native_library
@@ -21,6 +23,13 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; more threads than free cores only wait
 skip_native_library()  # before a test imports transformers, which imports torchaudio
 
+os.umask(0o022)  # for tests of permissions
+hypothesis.settings.register_profile("no deadline", deadline=None)  # a busy machine is not an error
+hypothesis.settings.load_profile("no deadline")
+
+for name in ("FORCE_COLOR", "NO_COLOR", "COLUMNS", "LINES", "WORLD_SIZE", "RANK", "LOCAL_RANK"):
+    os.environ.pop(name, None)  # whoever runs the tests may have set them, and programs that are tested obey them
+
 DEMO = Path(__file__).parents[1] / "confit_edge" / "demo" / "data"
 WORDS = ("yes", "stop", "happy", "seven", "marvin")
 VOICES = {"train": 6, "val": 3, "test": 3}
@@ -32,6 +41,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["CONFIT_EDGE_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder that anybody may enter, unlike pytest's own."""
+    folder = Path(tempfile.mkdtemp(prefix="confit-public-"))
+    yield folder
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

@@ -228,7 +228,7 @@ def make_file(path: Path, binding: Binding) -> None:
     check_folder(path.parent)
     with (
         sqlite_errors_reported(path.parent),
-        closing(_connect(path, create=True, writable=True, timeout_s=BUSY_TIMEOUT_S)) as db,
+        closing(_connect(path, create=True, timeout_s=BUSY_TIMEOUT_S)) as db,
     ):
         create_schema(path, db, binding)
 
@@ -274,8 +274,7 @@ def _open(path: Path, binding: Binding | None, timeout_s: float) -> _Opened:
     Raises GalleryError, and SQLite's errors.
     """
     identity, written = _identity(path), _file_stamp(path)
-    writable = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
-    db = _connect(path, create=binding is not None, writable=writable, timeout_s=timeout_s)
+    db = _connect(path, create=binding is not None, timeout_s=timeout_s)
     try:
         for pragma in PRAGMAS:
             db.execute(f"PRAGMA {pragma}")
@@ -286,14 +285,13 @@ def _open(path: Path, binding: Binding | None, timeout_s: float) -> _Opened:
         raise
 
 
-def _connect(path: Path, *, create: bool, writable: bool, timeout_s: float) -> sqlite3.Connection:
-    if create and writable:
+def _connect(path: Path, *, create: bool, timeout_s: float) -> sqlite3.Connection:
+    if create:
         # SQLite refuses, and reports, what this call refuses; an existing file is not changed
         with suppress(OSError):
             os.close(os.open(path.resolve(), os.O_CREAT | os.O_EXCL, PRIVATE_MODE))  # SQLite's journal takes its mode
-    mode = "rw" if writable else "ro"
     return sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}",
+        f"{path.absolute().as_uri()}?mode=rw",  # SQLite reads what it may not write
         uri=True,
         isolation_level=None,
         timeout=timeout_s,

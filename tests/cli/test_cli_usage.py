@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ import confit_runtime
 from confit_edge.cli import _MODULES_OF_EXTRA, _is_out_of_memory, _os_error_text, command_line
 from tests.cli.command import COMMAND, Confit
 from tests.cli.forked import DEVICE
+from tests.nobody import as_nobody
 
 # of what only the extras bring: everything that a verb might import
 EXTRAS = [
@@ -240,23 +240,12 @@ def test_a_removed_current_folder_is_reported(tmp_path: Path, arguments: str) ->
     assert (done.returncode, done.stdout, done.stderr) == (2, "", expected_error)
 
 
-AS_NOBODY = """
-import os, sys
-from pathlib import Path
-from confit_runtime.files import make_folder
-if os.geteuid() == 0:  # root may write everywhere
-    os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
-make_folder(Path(sys.argv[1]))
-"""
-
-
-def test_a_folder_that_cannot_be_written_is_reported_before_the_work() -> None:
-    with tempfile.TemporaryDirectory() as closed:  # not pytest's, which only its owner may enter
-        Path(closed).chmod(0o555)
-        result = subprocess.run([sys.executable, "-c", AS_NOBODY, closed], capture_output=True, text=True)
-    assert f"{closed}: this folder is not writable" in result.stderr
+def test_a_folder_that_cannot_be_written_is_reported_before_the_work(public_folder: Path) -> None:
+    public_folder.chmod(0o555)
+    imports = "from pathlib import Path; from confit_runtime.files import make_folder"
+    program = as_nobody(imports, "make_folder(Path(sys.argv[1]))")
+    result = subprocess.run([sys.executable, "-c", program, public_folder], capture_output=True, text=True)
+    assert f"{public_folder}: this folder is not writable" in result.stderr
 
 
 def test_without_a_stdout_verbs_begin(tmp_path: Path) -> None:

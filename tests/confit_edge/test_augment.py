@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from confit_edge.data.augment import (
@@ -40,7 +40,6 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 @given(length=st.integers(1, 40), window=st.integers(1, 40), shift=st.integers(-50, 50))
-@settings(deadline=None)
 def test_a_clip_is_placed_to_the_sample(length: int, window: int, shift: int) -> None:
     clip = np.arange(1, length + 1, dtype=np.float32)
     placed = place(clip, window, shift, rng())

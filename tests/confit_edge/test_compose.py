@@ -20,7 +20,7 @@ RATE = 100
 PART = 20 * RATE  # the background changes this often
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**16),
     lengths=st.lists(st.integers(20, 900), min_size=1, max_size=8),
@@ -69,7 +69,7 @@ def distance_to_clip(word: Spoken, middle: float, window: int) -> float:
     return 0.0 if first <= middle <= last else min(abs(first - middle), abs(last - middle))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     clips=st.lists(st.tuples(st.integers(0, 300), st.integers(1, 400)), max_size=5),  # the gap before it, its length
     samples=st.integers(1, 1_200),

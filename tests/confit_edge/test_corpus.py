@@ -354,7 +354,7 @@ def one_hot(sizes: list[int]) -> np.ndarray:
     return np.eye(len(sizes), dtype=np.int8)[np.repeat(np.arange(len(sizes)), sizes)]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     seed=st.integers(0, 2**16),
     sizes=st.lists(st.integers(0, 12), min_size=2, max_size=8).filter(lambda sizes: sum(map(bool, sizes)) > 1),
@@ -383,7 +383,7 @@ def test_an_epoch_is_batches_of_p_classes_by_k_clips(
         assert not counts or max(counts) - min(counts) <= 1
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     sizes=st.lists(st.integers(0, 9), min_size=3, max_size=6).filter(lambda sizes: sum(map(bool, sizes)) > 1),
     empty=st.integers(0, 5),

@@ -73,7 +73,7 @@ SPANS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(spans=SPANS, margin=st.sampled_from([0.0, 0.1, 0.7, 3.0]))
 def test_no_piece_hides_a_sound_and_no_rest_holds_one(spans: list[tuple[str, int, int]], margin: float) -> None:
     sounds = {(label, start / 10, min(20.0, (start + length) / 10)) for label, start, length in spans}

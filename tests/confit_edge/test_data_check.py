@@ -146,7 +146,7 @@ def test_a_class_that_may_be_another_misspelt_is_suspected(clips: dict[str, int]
     assert all(one.startswith(beginning) for one, beginning in zip(warnings, suspected, strict=True))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     rows=st.lists(
         st.tuples(
@@ -205,7 +205,7 @@ def pair_by_pair(clips: dict[str, int]) -> list[str]:
     return found
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(clips=st.dictionaries(st.text("abA1_", min_size=4, max_size=8), st.integers(0, 12), max_size=40))
 def test_misspelt_classes_are_those_found_pair_by_pair(clips: dict[str, int]) -> None:
     assert [warning.removesuffix(" If so, rename it") for warning in misspelt_warnings(clips)] == pair_by_pair(clips)

@@ -176,7 +176,7 @@ def has_valid_split(source: Manifest, splits: tuple[str, ...]) -> bool:
     return False
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("123456")), min_size=2, max_size=24), st.integers(0, 9)
 )

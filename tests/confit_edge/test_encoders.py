@@ -64,7 +64,7 @@ def test_a_window_is_no_longer_than_requested(window_s: float, least: float) -> 
     assert encoder.frames(torch.zeros(1, encoder.window)).shape == (1, encoder.pool_hops, encoder.dim)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(samples=st.integers(1, 60_000))
 def test_rows_of_a_clip_are_those_of_its_windows(encoder: SpeechEmbedding, samples: int) -> None:
     clip = torch.from_numpy(noise(samples))

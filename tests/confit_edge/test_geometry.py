@@ -204,7 +204,7 @@ def test_a_set_of_labels_is_a_class() -> None:
     assert len(set(sets.tolist())) == 3
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(clips=st.integers(1, 30), classes=st.integers(1, 20), seed=st.integers(0, 99), single=st.booleans())
 def test_classes_are_the_different_rows_of_targets(clips: int, classes: int, seed: int, single: bool) -> None:
     rng = np.random.default_rng(seed)

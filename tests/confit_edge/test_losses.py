@@ -13,7 +13,7 @@ from confit_edge.pairtune.losses import jaccard, supervised_contrastive
 from tests.confit_edge import naive_pairs as naive
 from tests.confit_edge.naive_pairs import CASES, Doubles, Targets, one_hot
 
-SETTINGS = settings(max_examples=60, deadline=None)
+SETTINGS = settings(max_examples=60)
 
 
 def projections_of(clips: int, seed: int = 0) -> Doubles:

@@ -58,7 +58,7 @@ def some_scores(clips: int, seed: int, *, several: bool = False) -> tuple[Scores
     return (0.7 * targets * rng.random((clips, 1)) + rng.random((clips, 5))).round(1).astype(np.float32), targets
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**16), clips=st.integers(8, 60))
 def test_of_one_label_metrics_are_scikit_learns(seed: int, clips: int) -> None:
     scores, targets = some_scores(clips, seed)
@@ -80,7 +80,7 @@ def test_of_one_label_metrics_are_scikit_learns(seed: int, clips: int) -> None:
         assert estimate.value - 0.05 <= estimate.high
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**16), clips=st.integers(12, 60))
 def test_of_several_labels_metrics_are_scikit_learns(seed: int, clips: int) -> None:
     scores, targets = some_scores(clips, seed, several=True)
@@ -154,7 +154,7 @@ def test_the_weights_of_a_draw_are_clips_repeated() -> None:
         assert rate == pytest.approx(equal_error_rate(np.repeat(trials, drawn), np.repeat(same, drawn)))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**16), trials=st.integers(2, 80), steps=st.sampled_from([3, 20, 10_000]))
 def test_the_equal_error_rate_is_where_the_curve_crosses(seed: int, trials: int, steps: int) -> None:
     rng = np.random.default_rng(seed)

@@ -20,7 +20,7 @@ from confit_edge.recipe import Mining, Recipe
 from tests.confit_edge import naive_pairs as naive
 from tests.confit_edge.naive_pairs import Doubles, Targets
 
-SETTINGS = settings(max_examples=60, deadline=None)
+SETTINGS = settings(max_examples=60)
 SHARE, MARGIN = {"share": 0.4}, {"margin": 0.25}
 KEEPING: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, float]]] = {
     "none": (mining.all_alike, naive.none, {}),
@@ -64,7 +64,7 @@ def test_weights_by_hardness_equal_the_loop(batch: tuple[Doubles, Targets], beta
 
 
 @pytest.mark.parametrize("name", ["hardness", *KEEPING])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(batch=naive.batches(repeats=False))
 def test_statistics_equal_the_loop(name: Mining, batch: tuple[Doubles, Targets]) -> None:
     z, targets = batch

@@ -84,7 +84,7 @@ def test_the_loss_of_a_batch_equals_the_loop(loss: Loss, mining: Mining) -> None
     assert all(isinstance(number, float) for number in statistics.values())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(batch=naive.batches())
 def test_the_default_is_supervised_contrast_with_negatives_by_hardness(batch: tuple[Doubles, Targets]) -> None:
     z, targets = batch
@@ -96,7 +96,7 @@ def test_the_default_is_supervised_contrast_with_negatives_by_hardness(batch: tu
 
 
 @pytest.mark.parametrize(("loss", "mining"), TAKEN)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(batch=naive.batches())
 def test_odd_batches_give_a_finite_loss_and_gradient(
     loss: Loss, mining: Mining, batch: tuple[Doubles, Targets]

@@ -61,7 +61,7 @@ def test_the_words_that_ship_serve_but_for_ones_own() -> None:
     assert with_others(OWN, others, places=["words"], seed=1) != result
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.sampled_from("abcdefghij"), st.sampled_from("12345678"), st.none()), min_size=1, max_size=60),
     st.integers(0, 5),

@@ -173,7 +173,7 @@ def test_log_loss_is_the_mean_cross_entropy(several: bool) -> None:
 # kNN
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**16), prints=st.integers(1, 12), k=st.integers(1, 20), several=st.booleans())
 def test_neighbours_vote_as_in_the_loop(seed: int, prints: int, k: int, several: bool) -> None:
     rng = np.random.default_rng(seed)
@@ -557,7 +557,7 @@ def test_background_is_heard_by_how_long_its_recordings_are() -> None:
     assert share == pytest.approx(6 / 7, abs=0.15)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 5), max_size=60), st.integers(1, 6), st.integers(0, 9))
 def test_no_source_has_more_rows_than_half_of_them_have(sources: list[int], short: int, seed: int) -> None:
     kept = _cap_rows_per_source(np.array(sources, np.int64), short, np.random.default_rng(seed)).tolist()

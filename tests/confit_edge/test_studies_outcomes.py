@@ -33,7 +33,7 @@ def test_a_key_is_of_all_that_makes_a_trial() -> None:
     assert len({one.key("shots") for one in [trial, *others]} | {trial.key("unseen")}) == 7
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.dictionaries(st.text(max_size=5), st.floats(), max_size=4),
     st.dictionaries(st.text(max_size=5), st.tuples(st.integers(0, 9), st.integers(9, 20)), max_size=4),

@@ -84,7 +84,7 @@ def stream(model: Model, pcm: Floats, cuts: list[int]) -> Rows:
 # streaming
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(cuts=st.lists(st.integers(0, 40), max_size=12).map(sorted), which=st.integers(0, 3))
 def test_any_chopping_equals_torch_on_the_whole(
     models: dict[str, Model], run: Run, audio: Floats, cuts: list[int], which: int

@@ -102,7 +102,7 @@ def check_streaming(described: list[tuple[nn.Module, int, int]], hops: list[int]
     np.testing.assert_allclose(found[:, :, -len(expected) :], torch.cat(expected, dim=2), atol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     described=st.lists(layers_1d(), min_size=1, max_size=4), hops=st.lists(st.integers(1, 4), min_size=1, max_size=5)
 )
@@ -112,7 +112,7 @@ def test_any_stack_of_valid_layers_streams_exactly(
     check_streaming(described, hops, ())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     described=st.lists(layers_2d(), min_size=1, max_size=4), hops=st.lists(st.integers(1, 4), min_size=1, max_size=5)
 )
@@ -264,7 +264,7 @@ UNKNOWN: list[Callable[[], nn.Module]] = [
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")  # the old one is still met in published code
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     faithful=st.lists(st.sampled_from(FAITHFUL), min_size=1, max_size=3),
     unknown=st.none() | st.sampled_from(UNKNOWN),
@@ -376,7 +376,7 @@ def session_of(stack: StreamingStack, shapes: list[list[int]], hop: int) -> onnx
     return onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     chosen=st.lists(st.integers(0, len(PARTS) - 1), min_size=1, max_size=4),
     hops=st.lists(st.integers(1, 4), min_size=2, max_size=4),

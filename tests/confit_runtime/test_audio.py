@@ -201,7 +201,7 @@ def test_damage_in_the_middle_is_noticed(tmp_path: Path, suffix: str) -> None:
         read_audio(path)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     suffix=st.sampled_from(["wav", "flac", "ogg", "aiff", "w64", "au"]),
     changes=st.lists(st.tuples(st.integers(0, 120), st.integers(0, 255)), min_size=1, max_size=5),
@@ -340,7 +340,7 @@ def test_absurd_rates_are_usage_errors(rate: float) -> None:
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(cuts=st.lists(st.integers(0, 20_000), max_size=12))
 def test_streamed_resampling_does_not_depend_on_chunk_sizes(rate: int, cuts: list[int]) -> None:
     sound = NOISE[:20_000]

@@ -47,7 +47,7 @@ def rows_of(seed: int, hops: int, classes: int = 4) -> npt.NDArray[np.float32]:
     return scores.astype(np.float32)
 
 
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 @given(st.integers(0, 10_000), st.sampled_from([0, 40, 100]), st.sampled_from([{}, MULTI]))
 def test_counts_are_the_detectors(seed: int, place: int, kind: dict[str, object]) -> None:
     """A lower level may fire less often, being armed again later: it counts as often as any level above it."""

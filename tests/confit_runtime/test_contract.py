@@ -220,7 +220,7 @@ def test_any_text_is_a_contract_or_a_model_error(text: str) -> None:
         Contract.from_json(text)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(key=st.sampled_from(KEYS), value=json_values)
 def test_a_mutated_contract_loads_or_is_a_model_error(tmp_path: Path, key: str, value: Any) -> None:
     text = json.dumps({**json.loads(CONTRACT.to_json()), key: value})

@@ -116,7 +116,6 @@ def as_rows(eighths: list[list[int]]) -> Floats:
     return np.array(eighths, np.float32).reshape(-1, 3) / 8
 
 
-@settings(deadline=None)
 @given(score_rows, detection)
 @example([[0, 0, 6], [0, 5, 0]], Settings(1, 1, 2, False, []))  # the rest of one class is not that of another
 # two rows apart are not two in succession, though what fired before is only pausing
@@ -131,7 +130,6 @@ def test_hits_are_the_naive_loops(eighths: list[list[int]], how: Settings) -> No
     np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in wanted], atol=1e-6)
 
 
-@settings(deadline=None)
 @given(score_rows, detection, st.lists(st.integers(0, 40), max_size=5))
 def test_chunk_sizes_and_reset_change_nothing(eighths: list[list[int]], how: Settings, cuts: list[int]) -> None:
     rows = as_rows(eighths)
@@ -147,7 +145,6 @@ def test_chunk_sizes_and_reset_change_nothing(eighths: list[list[int]], how: Set
     assert (hits, released) == (whole, at_once.released)
 
 
-@settings(deadline=None)
 @given(score_rows, detection, st.integers(1, 9))
 def test_unscored_rows_are_a_pause(eighths: list[list[int]], how: Settings, gap: int) -> None:
     how = how._replace(smoothing=1, refractory=0)  # what is heard anew is not smoothed with what was before
@@ -207,7 +204,7 @@ def test_a_name_fires_after_two_matches_in_succession() -> None:
     assert detector.push(np.stack([bob, bob, bob, nobody, ada, ada])) == [Hit(1, 1.0, 6, 7), Hit(0, 1.0, 10, 11)]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), min_hops=st.integers(1, 3), smoothing=st.integers(1, 3))
 def test_names_are_calibrated_by_what_fires_in_a_stream(seed: int, min_hops: int, smoothing: int) -> None:
     """The rows of similarities and the rules that `calibrate` counts by give the hits of a stream."""

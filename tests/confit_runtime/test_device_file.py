@@ -130,7 +130,7 @@ def test_a_copy_with_other_thresholds_keeps_its_calibration(path: Path) -> None:
     assert load(path).contract.refractory_s == 2.0
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_damage_is_a_model_error(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tiny_model.build(tmp_path_factory.mktemp("damage") / "tiny.onnx")

@@ -74,7 +74,7 @@ def by_samples(pcm: Pcm, sounds: list[SoundEvent], rate: int) -> list[float]:
     return found
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     spans=st.lists(st.tuples(st.integers(0, 700), st.integers(0, 200)), min_size=1, max_size=6),
     cuts=st.lists(st.integers(0, 600), max_size=6),
@@ -220,7 +220,7 @@ def test_a_false_accept_is_put_down_to_the_sound_that_ends_nearest() -> None:
     assert label_during(SoundEvent("high", 2.3, 2.5), judged) == "parrot"
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(cells=st.lists(st.text(alphabet="0123456789.,-einf\t\n \"'xé\\", max_size=60), max_size=4), table=st.booleans())
 def test_labels_are_read_or_refused(cells: list[str], table: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("labels")

@@ -14,6 +14,7 @@ import pytest
 from confit_runtime.errors import UsageError
 from confit_runtime.files import default_cache, partial_folder, remove_leftovers, write_atomic, write_new_private
 from tests.full_disk import limited_file_size
+from tests.nobody import as_nobody
 
 
 def test_a_file_that_cannot_be_written_leaves_the_former_one_alone(
@@ -118,24 +119,13 @@ files.write_atomic(Path({str(path)!r}), b"voice")"""
     assert path.read_bytes() == b"again"
 
 
-AS_NOBODY = """
-import os, sys
-from pathlib import Path
-from confit_runtime.files import write_atomic
-if os.geteuid() == 0:  # root may read everywhere
-    os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
-write_atomic(Path(sys.argv[1], "a"), b"a")
-"""
-
-
-def test_a_folder_that_may_be_written_but_not_read_is_written_to() -> None:
-    with tempfile.TemporaryDirectory() as dropped:  # not pytest's, which only its owner may enter
-        Path(dropped).chmod(0o333)
-        subprocess.run([sys.executable, "-c", AS_NOBODY, dropped], check=True)
-        Path(dropped).chmod(0o700)
-        assert Path(dropped, "a").read_bytes() == b"a"
+def test_a_folder_that_may_be_written_but_not_read_is_written_to(public_folder: Path) -> None:
+    public_folder.chmod(0o333)
+    imports = "from pathlib import Path; from confit_runtime.files import write_atomic"
+    program = as_nobody(imports, "write_atomic(Path(sys.argv[1], 'a'), b'a')")
+    subprocess.run([sys.executable, "-c", program, public_folder], check=True)
+    public_folder.chmod(0o700)
+    assert (public_folder / "a").read_bytes() == b"a"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")

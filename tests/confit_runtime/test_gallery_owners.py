@@ -34,7 +34,7 @@ def test_owner_lookups_use_an_index(tmp_path: Path, model: Model) -> None:
     assert any("USING INDEX prints_by_beginning" in step for step in plan), plan
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prints=st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 5), st.booleans()), max_size=12))
 def test_holders_of_prints_are_found_among_those_that_begin_alike(
     tmp_path: Path, model: Model, prints: list[tuple[str, int, bool]]

@@ -75,7 +75,7 @@ def change_by(other: Gallery, path: Path, what: str, rng: np.random.Generator) -
             db.commit()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.lists(st.lists(st.sampled_from(CHANGES), min_size=1, max_size=3), max_size=8),
     seed=st.integers(0, 99),

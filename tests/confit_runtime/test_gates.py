@@ -58,7 +58,7 @@ def alike(found: list[Detection], wanted: list[Detection]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["model", "windowed"])
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(plan=plans, rate=st.sampled_from(RATES), cuts=st.lists(st.floats(0, 1), max_size=12))
 def test_a_gate_changes_no_event(
     kind: str, plan: list[tuple[str, float]], rate: int, cuts: list[float], request: pytest.FixtureRequest

@@ -262,7 +262,7 @@ def test_a_windowed_and_a_streaming_model_agree(model: Model, windowed: Model) -
 
 
 @pytest.mark.parametrize("rate", RATES)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(cuts=st.lists(st.floats(0, 1), max_size=30))
 def test_events_do_not_depend_on_chunk_sizes(model: Model, gallery: Gallery, rate: int, cuts: list[float]) -> None:
     sound = SCENES[rate]
@@ -489,7 +489,7 @@ def cut(sound: Floats, cuts: list[float]) -> list[Floats]:
 
 @pytest.mark.parametrize("kind", ["model", "windowed"])
 @pytest.mark.parametrize("rate", RATES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     gaps=st.lists(st.tuples(st.floats(0.01, 0.99), st.floats(0.0, 0.2)), min_size=1, max_size=4),
     cuts=st.lists(st.floats(0, 1), max_size=12),

@@ -94,7 +94,7 @@ spans = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(truth=st.lists(spans, max_size=12), detections=st.lists(spans, max_size=12))
 def test_in_one_pass_as_many_are_found_as_there_can_be(truth: list[SoundEvent], detections: list[SoundEvent]) -> None:
     score = score_detections(truth, detections)

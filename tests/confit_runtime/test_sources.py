@@ -129,7 +129,7 @@ class Pieces(io.BufferedIOBase):
         return self._pieces.pop(0) if self._pieces else b""
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     channels=st.sampled_from([1, 2, 3]),
     form=st.sampled_from(["s16le", "f32le"]),

@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import unicodedata
@@ -28,6 +30,7 @@ from confit_runtime.enrollment import (
 from confit_runtime.gallery import Gallery
 from confit_runtime.speaker import RecentAudio, SaveTap, SpeakerTap, VetoTap, trigger_audio
 from confit_runtime.voice_activity import remove_pauses
+from tests.nobody import as_nobody
 from tests.tiny_model import HOP, RATE, Floats, chord, silence, tone
 
 ADA, BEN = (300.0, 800.0, 1800.0), (500.0, 1200.0, 2600.0)
@@ -204,6 +207,17 @@ def test_triggers_are_saved_with_a_full_window(tmp_path: Path, model: Model) -> 
     last = round(1.3 * RATE) + ahead_of(model)
     first = min(round(1.2 * RATE), last - model.contract.window)
     np.testing.assert_allclose(sound, pcm[first:last], atol=1e-4)
+
+
+def test_triggers_are_not_saved_where_nothing_can_be_written(public_folder: Path) -> None:
+    public_folder.chmod(0o555)
+    program = as_nobody(
+        "from pathlib import Path; from confit_runtime import load; from confit_runtime.speaker import SaveTap;"
+        " models = [load('digits')]",
+        "SaveTap(Path(sys.argv[1]), models)",
+    )
+    result = subprocess.run([sys.executable, "-c", program, public_folder], capture_output=True, text=True)
+    assert result.stderr.splitlines()[-1] == f"PermissionError: [Errno 13] Permission denied: '{public_folder}'"
 
 
 @pytest.mark.parametrize("size", [100, HOP, 16 * HOP])
