@@ -1,4 +1,4 @@
-"""Several processes train as one would: real processes, started as a user starts them, gloo between them."""
+"""Several processes train as one would: real processes with gloo between them, two of them started by torchrun."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -23,6 +24,7 @@ from confit_edge.pairtune.distributed import Ranks, _join_processes
 from confit_edge.runs import read_run
 from confit_runtime.errors import UsageError
 from tests import processes
+from tests.cli.forked import TRAINING, Forked
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -42,12 +44,26 @@ def launch(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]
     return done
 
 
-def on_two_machines(folder: Path, *arguments: str) -> list[str]:
-    """What is said on stderr by a `train` that cannot be done, by two processes that have a folder each."""
-    run = f'cd "{folder}/$RANK" && exec "{sys.executable}" -P -m confit_edge train "$@"'
-    err = launch("--no-python", "sh", "-c", run, "sh", *arguments, status=1).stderr
-    assert "confit_edge/" not in err  # no traceback of ours
-    return err.splitlines()
+def start(rank: str, port: str, *arguments: str, cwd: Path | None = None) -> Forked:
+    """`confit-edge ARGUMENTS` as one of two processes of a launcher."""
+    joined = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank}
+    return TRAINING.start(*arguments, cwd=cwd, environment={**os.environ, **joined})
+
+
+def free_port() -> str:
+    with socket.create_server(("localhost", 0)) as server:
+        return str(server.getsockname()[1])
+
+
+def ends(processes: Sequence[Forked], status: int) -> list[str]:
+    """What is said on stderr by processes that all end with `status`, one after the other."""
+    said = []
+    for process in processes:
+        _, err = process.communicate()
+        assert "Traceback" not in err
+        assert process.wait() == status, err
+        said += err.splitlines()
+    return said
 
 
 @pytest.fixture
@@ -62,7 +78,8 @@ def test_processes_with_other_clips_report_it_once_and_write_nothing(machines: P
     manifest = machines / "1" / "words" / "manifest.csv"
     damaged = machines / "1" / "words" / next(csv.DictReader(manifest.open()))["path"]
     damaged.write_bytes(b"cut off")
-    err = on_two_machines(machines, "words/manifest.csv", "-o", "run", "--epochs", "1", "--device", "cpu")
+    port, train = free_port(), ("train", "words/manifest.csv", "-o", "run", "--epochs", "1", "--device", "cpu")
+    err = ends([start(rank, port, *train, cwd=machines / rank) for rank in "01"], status=2)
     assert [line for line in err if line.startswith("left out") and str(damaged) in line and "on process 1: " in line]
     complaints = [line for line in err if line.startswith("confit-edge: ")]
     assert len(complaints) == 1
@@ -75,7 +92,8 @@ def test_a_training_that_one_process_alone_sees_is_not_gone_on_with(
     machines: Path, launched: tuple[Path, list[dict[str, Any]]]
 ) -> None:
     shutil.copytree(launched[0], machines / "0" / "run")
-    err = on_two_machines(machines, "words/manifest.csv", "-o", "run", "--resume")
+    port, train = free_port(), ("train", "words/manifest.csv", "-o", "run", "--resume")
+    err = ends([start(rank, port, *train, cwd=machines / rank) for rank in "01"], status=2)
     complaints = [line for line in err if line.startswith("confit-edge: ")]
     assert len(complaints) == 1
     assert "run: process 1 and process 0 see different trainings there" in complaints[0]
@@ -83,13 +101,10 @@ def test_a_training_that_one_process_alone_sees_is_not_gone_on_with(
 
 
 def test_a_training_that_only_one_process_would_resume_is_refused(manifest: Path, tmp_path: Path) -> None:
-    run = f'[ "$RANK" = 0 ] || set -- "$@" --resume; exec "{sys.executable}" -P -m confit_edge train "$@"'
-    out = tmp_path / "run"
-    err = launch(
-        "--no-python", "sh", "-c", run, "sh", str(manifest), "-o", str(out), "--device", "cpu", status=1
-    ).stderr
-    assert "confit_edge/" not in err  # no traceback of ours
-    complaints = [line for line in err.splitlines() if line.startswith("confit-edge: ")]
+    out, port = tmp_path / "run", free_port()
+    train = ("train", str(manifest), "-o", str(out), "--device", "cpu")
+    err = ends([start("0", port, *train), start("1", port, *train, "--resume")], status=2)
+    complaints = [line for line in err if line.startswith("confit-edge: ")]
     assert complaints == [
         "confit-edge: process 1 has --resume, but process 0 does not: give all processes the same command"
     ]
@@ -97,19 +112,10 @@ def test_a_training_that_only_one_process_would_resume_is_refused(manifest: Path
 
 
 def test_a_process_that_waits_for_others_reports_it(manifest: Path, tmp_path: Path) -> None:
-    with socket.create_server(("localhost", 0)) as server:
-        port = str(server.getsockname()[1])
-    alone = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "confit_edge", "train", str(manifest), "-o", str(tmp_path / "run"), "--device", "cpu"],
-        env={**environment(), **alone},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start("0", free_port(), "train", str(manifest), "-o", str(tmp_path / "run"), "--device", "cpu")
     ending = Timer(120, process.kill)
     ending.start()
     try:
-        assert process.stderr
         line_read = next((line for line in process.stderr if line.startswith("waiting")), "")
     finally:
         ending.cancel()
@@ -129,41 +135,19 @@ def test_a_process_without_its_place_on_the_machine_does_not_wait_for_others(mon
 
 
 def test_a_process_that_ends_is_reported_in_one_line(manifest: Path, tmp_path: Path) -> None:
-    with socket.create_server(("localhost", 0)) as server:
-        port = str(server.getsockname()[1])
-    command = [
-        sys.executable,
-        "-m",
-        "confit_edge",
-        "train",
-        str(manifest),
-        "-o",
-        str(tmp_path / "run"),
-        "--epochs",
-        "500",
-    ]
-    settings = ["--no-frozen-baseline", "--soup", "1", "--window", "0.8", "--device", "cpu"]
-    joined = {**environment(), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    first, second = (
-        subprocess.Popen(
-            [*command, *settings],
-            env={**joined, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    )
+    train = ("train", str(manifest), "-o", str(tmp_path / "run"), "--epochs", "500", "--no-frozen-baseline")
+    port, settings = free_port(), ("--soup", "1", "--window", "0.8", "--device", "cpu")
+    first, second = (start(rank, port, *train, *settings) for rank in "01")
     try:
         deadline = time.monotonic() + 120
         while not (tmp_path / "run" / "checkpoint.safetensors").is_file() and time.monotonic() < deadline:
             time.sleep(0.1)
         second.kill()
-        err = first.communicate(timeout=60)[1]
+        _, err = first.communicate(timeout=60)
     finally:
         for process in (first, second):
-            process.kill()
-            process.communicate()
+            if process.poll() is None:
+                process.kill()
     assert first.returncode == 1
     assert err.splitlines()[-1].startswith("confit-edge: another process of this training ended")
     assert "Traceback" not in err
@@ -183,21 +167,10 @@ def test_a_process_that_ends_is_reported_in_one_line(manifest: Path, tmp_path: P
 def test_failures_before_processes_connect_are_reported_by_each(
     arguments: list[str], told: str, tmp_path: Path
 ) -> None:
-    each = [
-        subprocess.Popen(
-            [sys.executable, "-m", "confit_edge", *arguments],
-            env={**environment(), "WORLD_SIZE": "2", "LOCAL_RANK": rank},
-            cwd=tmp_path,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
+    incomplete = {**os.environ, "WORLD_SIZE": "2"}  # no MASTER_ADDR
+    each = [TRAINING.start(*arguments, cwd=tmp_path, environment={**incomplete, "LOCAL_RANK": rank}) for rank in "01"]
     for process in each:
-        err = process.communicate(timeout=120)[1]
-        assert process.returncode == 2
-        assert told in err
-        assert "Traceback" not in err
+        assert told in "\n".join(ends([process], status=2))
     assert not list(tmp_path.iterdir())
 
 
