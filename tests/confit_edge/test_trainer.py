@@ -360,11 +360,15 @@ def test_of_several_learning_rates_the_one_best_on_validation_is_taken(speech_em
 
 def test_a_rate_is_judged_by_the_epoch_that_its_training_keeps(speech_embedding: Encoder, few: Corpus) -> None:
     """Of a head that overshoots, in one training, though the recipe has a soup of three."""
-    recipe = replace(STILL, head_init="random", head_lr=0.1, epochs=6, lr=(1e-3, 2e-3), seed=3)
-    fitted, _ = trained(speech_embedding, few, recipe)
-    reached = [quality(row) for row in fitted.history]
-    kept = reached[fitted.kept_epoch]
-    assert kept not in (reached[0], reached[-1])
+    for seed in range(3, 20):
+        recipe = replace(STILL, head_init="random", head_lr=0.1, epochs=6, lr=(1e-3, 2e-3), seed=seed)
+        fitted, _ = trained(speech_embedding, few, recipe)
+        reached = [quality(row) for row in fitted.history]
+        kept = reached[fitted.kept_epoch]
+        if kept not in (reached[0], reached[-1]):
+            break
+    else:
+        pytest.fail("every training is best in its first or last epoch")
     events: list[dict[str, Any]] = []
     choose_lr(speech_embedding, few, replace(recipe, epochs=9, search_epochs=6, soup=3), events.append)
     assert [event["validation"] for event in events if event["stage"] == "search"] == [kept, kept]

@@ -30,6 +30,8 @@ scores, embedding, _ = model.run(pcm[None], model.initial_state(1))
 np.savez(sys.argv[3], scores=scores[0], embedding=embedding[0])
 """
 
+WEB = "1.30.0"  # of onnxruntime-web
+
 
 @pytest.fixture
 def sound(corpus: Corpus, exports: dict[str, Exported], tmp_path: Path) -> Path:
@@ -83,7 +85,7 @@ def web_runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("npm and node are not installed")
     folder = tmp_path_factory.mktemp("node")
     (folder / "package.json").write_text("{}")
-    command = ["npm", "install", "--no-audit", "--no-fund", "--silent", "--fetch-retries=0", "onnxruntime-web@1"]
+    command = ["npm", "install", "--no-audit", "--no-fund", "--silent", "--fetch-retries=0", f"onnxruntime-web@{WEB}"]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired:
