@@ -33,12 +33,13 @@ def demo(
     from confit_edge.launcher import check_single_process
 
     check_single_process("demo", "")
+    from confit_edge.demo.steps import Demo
     from confit_edge.demo.story import run_demo
 
     def print_text(text: str) -> None:
         say(text) if json_lines else print(text, flush=True)
 
     with TrainingBar(json_lines) as progress:
-        summary = run_demo(out, seed=seed, say=print_text, watch=progress)
+        summary = run_demo(Demo(out, seed, print_text, progress))
     if json_lines:
         emit("summary", out=str(out), report=summary)

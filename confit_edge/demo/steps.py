@@ -9,6 +9,7 @@ from textwrap import fill
 from typing import Any
 
 from confit_edge.data.manifest import Clip
+from confit_edge.demo import DATA
 from confit_edge.progress import Watcher
 from confit_edge.recipe import Recipe
 from confit_runtime.audio import load_clip
@@ -25,12 +26,18 @@ Say = Callable[[str], None]
 
 @dataclass
 class Demo:
-    """What the steps share. `say` prints text, `watch` gets the events of a training."""
+    """What the steps share. `say` prints text, `watch` gets the events of a training.
+
+    `data` holds the words and the background to train on. A test takes less of them and trains for less long.
+    """
 
     out: Path
     seed: int
     say: Say
     watch: Watcher | None
+    data: Path = DATA
+    epochs: int = EPOCHS
+    soup: int = SOUP
 
     def print_step(self, title: str, *paragraphs: str) -> None:
         self.say(f"\n{title}\n{'-' * len(title)}")
@@ -40,7 +47,7 @@ class Demo:
 
 def recipe(demo: Demo, **keys: Any) -> Recipe:
     """The demo's recipe, with other keys where a step needs them."""
-    return Recipe.from_dict({**WORDS, "seed": demo.seed, **keys}, "the demo")
+    return Recipe.from_dict({**WORDS, "epochs": demo.epochs, "soup": demo.soup, "seed": demo.seed, **keys}, "the demo")
 
 
 def seconds_in(clips: list[Clip]) -> float:

@@ -23,7 +23,7 @@ from confit_edge.data.tables import check_utf8
 from confit_edge.demo import DATA
 from confit_edge.demo.report import time_and_memory, write_report
 from confit_edge.demo.side_by_side import train_all
-from confit_edge.demo.steps import EPOCHS, SOUP, Demo, Say, recipe, seconds_in
+from confit_edge.demo.steps import Demo, recipe, seconds_in
 from confit_edge.demo.voices import recognise_voices
 from confit_edge.files import write_text
 from confit_edge.geometry import plots
@@ -31,7 +31,6 @@ from confit_edge.pairtune.objectives import FineTune
 from confit_edge.pairtune.session import Trained
 from confit_edge.pairtune.validation import head_probe
 from confit_edge.probes.metrics import correct, paired_difference
-from confit_edge.progress import Watcher
 from confit_edge.runs import read_run, run_corpus
 from confit_export.export import Exported, export_run
 from confit_runtime.audio import Pcm, load_clip
@@ -48,20 +47,20 @@ STREAM_SECONDS, STREAM_SNR = 300, 10.0
 LEARNING_RATES = (5e-4, 2e-3)  # for the baseline, which takes the best on validation
 
 
-def run_demo(out: Path, *, seed: int, say: Say, watch: Watcher | None) -> dict[str, Any]:
-    """Run the demo into the folder `out`; return what `summary.json` holds. Raises UsageError unless `out` is new or empty."""
+def run_demo(demo: Demo) -> dict[str, Any]:
+    """Run the demo into its folder; return what `summary.json` holds. Raises UsageError unless the folder is new or empty."""
+    out = demo.out
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UsageError(f"{out}: is not empty; choose another --out, or remove it")
     check_utf8(out.resolve())
     make_folder(out)
     started = time.monotonic()
-    demo = Demo(out, seed, say, watch)
     demo.say(
         "This takes five to six minutes on two idle cores with bf16, and longer without. Nothing that follows is precomputed."
     )
     words = word_manifest(demo)
     pairtune, finetune, memory = train_words(demo, words)
-    summary: dict[str, Any] = {"seed": seed, "accuracy": accuracy_table(demo, pairtune, finetune)}
+    summary: dict[str, Any] = {"seed": demo.seed, "accuracy": accuracy_table(demo, pairtune, finetune)}
     exported = export_words(demo)
     summary["model"] = {
         "path": str(exported.path),
@@ -98,7 +97,7 @@ def run_demo(out: Path, *, seed: int, say: Say, watch: Watcher | None) -> dict[s
 
 def word_manifest(demo: Demo) -> Path:
     """Write the manifest of all words but the one kept back, and return its path."""
-    every = read_manifest(DATA / "words" / "manifest.csv")
+    every = read_manifest(demo.data / "words" / "manifest.csv")
     kept = tuple(clip for clip in every.clips if clip.label != HELD_OUT)
     path = demo.out / "words.csv"
     write_manifest(replace(every, clips=kept, source=path), path)
@@ -115,15 +114,15 @@ def word_manifest(demo: Demo) -> Path:
 
 def train_words(demo: Demo, words: Path) -> tuple[Trained, Trained, int | None]:
     """Train PairTune and the baseline on the same batches, epochs and augmentation; also return the memory taken."""
-    background = str(DATA / "background" / "train")
+    background = str(demo.data / "background" / "train")
     demo.print_step(
         "2. PairTune",
-        f"PairTune fine-tunes the encoder, Google's speech_embedding (0.33 M parameters), in {SOUP} trainings of {EPOCHS} epochs."
-        " It moves clips of the same word together and clips of different words apart (supervised contrastive learning that"
-        " gives hard negatives more weight). The weights of the trainings are averaged. Two probes then judge the frozen encoder."
-        " You can do the same with:"
-        f" confit-edge train words.csv -o runs/pairtune --background ... --epochs {EPOCHS} --soup {SOUP} --averaging 0.5"
-        " --speed 0.15 --projection-dim 128 --probe-views 4",
+        f"PairTune fine-tunes the encoder, Google's speech_embedding (0.33 M parameters), in {demo.soup} trainings of"
+        f" {demo.epochs} epochs. It moves clips of the same word together and clips of different words apart (supervised"
+        " contrastive learning that gives hard negatives more weight). The weights of the trainings are averaged. Two probes then"
+        " judge the frozen encoder. You can do the same with:"
+        f" confit-edge train words.csv -o runs/pairtune --background ... --epochs {demo.epochs} --soup {demo.soup}"
+        " --averaging 0.5 --speed 0.15 --projection-dim 128 --probe-views 4",
     )
     demo.print_step(
         "3. The baseline",
@@ -283,7 +282,7 @@ def enroll_word(demo: Demo, model_path: Path) -> dict[str, Any]:
     """Enroll the word kept back from three clips, then ask for it and for the words the model was trained on."""
     model = load(model_path)
     rng = np.random.default_rng([demo.seed, 21])
-    test = [clip for clip in read_manifest(DATA / "words" / "manifest.csv").clips if clip.split == "test"]
+    test = [clip for clip in read_manifest(demo.data / "words" / "manifest.csv").clips if clip.split == "test"]
     own = [clip for clip in test if clip.label == HELD_OUT]
     order = rng.permutation(len(own))
     enrolled, rest = [own[index] for index in order[:3]], [own[index] for index in order[3:]]

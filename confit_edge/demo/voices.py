@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from confit_edge.data.manifest import Clip, Manifest, read_manifest, write_manifest
-from confit_edge.demo import DATA
 from confit_edge.demo.steps import Demo, recipe, seconds_in
 from confit_edge.pairtune.session import train
 from confit_edge.probes.metrics import accuracy
@@ -30,13 +29,13 @@ def recognise_voices(demo: Demo) -> dict[str, Any]:
         "The same encoder, PairTuned to distinguish the training voices instead of the words (--label-column group --split-by"
         " label). Two voices that are not in training are then enrolled from ten words each, and tested with other words.",
     )
-    every = read_manifest(DATA / "words" / "manifest.csv")
+    every = read_manifest(demo.data / "words" / "manifest.csv")
     path = demo.out / "voices.csv"
     kept = tuple(clip for clip in every.clips if clip.split == "train")
     write_manifest(replace(every, clips=kept, source=path), path)
     settings = recipe(
         demo,
-        epochs=3,
+        epochs=min(3, demo.epochs),
         soup=1,
         speed=0.0,  # another speed would be another voice
         label_column="group",

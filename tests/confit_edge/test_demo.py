@@ -1,4 +1,4 @@
-"""What the demo does beside its trainings, which `benchmarks.words` runs whole."""
+"""What the demo does beside its trainings; `tests/demo_check.py` runs it from end to end."""
 
 from __future__ import annotations
 
