@@ -100,6 +100,16 @@ def test_a_study_from_its_plan_to_its_conclusions(name: str, tones: Path, recipe
     assert not re.search(r"\bnan\b", " ".join(conclusions))
 
 
+def test_the_study_in_the_documentation(tones: Path, recipe: Recipe) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {}
+    exec(program, names)
+    trials = names["STUDY"].plan(read_corpus(tones, rate=16_000, seed=0), recipe)
+    assert [trial.recipe.projection_dim for trial in trials] == [16, 64, 256]
+    assert [trial.arm["dim"] for trial in trials] == [16, 64, 256]
+
+
 def test_convergence_takes_each_training_of_a_soup_for_a_curve(tones: Path, recipe: Recipe) -> None:
     bench = Bench(source_of(tones, recipe))
     _, trial, *_ = convergence.plan(bench.corpus(), replace(recipe, epochs=3, soup=2, lr=(3e-3,)))

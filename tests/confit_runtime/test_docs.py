@@ -1,18 +1,23 @@
-"""The programs in the documentation run as they are pasted, with a recording in place of the microphone."""
+"""The documentation holds: its programs run as they are pasted (a recording in place of the microphone), its commands parse."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import typer
 
-from confit_edge.cli import main
+from confit_edge.cli import command_line, main
 from confit_runtime.audio import load_clip
 from tests.tiny_model import RATE, silence
 
@@ -97,6 +102,21 @@ def test_events_are_json_in_a_program(tmp_path: Path, capsys: pytest.CaptureFixt
     ]
 
 
+def test_the_shortest_programs_run(capsys: pytest.CaptureFixture[str]) -> None:
+    (readme,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    word = np.concatenate([silence(1.5), load_clip(DATA / "digits-real" / "seven.ogg", RATE), silence(1.5)])
+    names: dict[str, Any] = {"pcm": word, "sample_rate": RATE}
+    exec(readme.replace("words.onnx", "digits"), names)
+    assert capsys.readouterr().out.startswith("seven 0.")
+    exec(programs("python.md")[3].replace("words.onnx", "digits").replace("marvin", "seven"), names)
+    assert [event.label for event in names["stream"].accept(word, RATE)] == ["seven"]
+    (muted,) = programs("detection.md")
+    names |= {"stream": names["model"].stream(), "answer": word}
+    names["speaker"] = SimpleNamespace(play=lambda answer: names["stream"].accept(answer, RATE))
+    exec(muted, names)
+    assert not names["stream"].finish()
+
+
 def test_the_automation_understands_what_listen_prints_and_the_script_posts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,3 +140,98 @@ def test_the_automation_understands_what_listen_prints_and_the_script_posts(
     for label, score, fires in (("three", 0.7, True), ("three", 0.69, False), ("two", 0.9, False)):
         assert heard.keys() >= {"label", "score", "speaker"}
         assert template.render(trigger={"json": {**heard, "label": label, "score": score}}) == str(fires)
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.*")), *sorted((ROOT / "models").glob("*.md"))]
+TEXTS = {path.name: path.read_text(encoding="utf-8") for path in PAGES if path.suffix in (".md", ".service")}
+BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
+# where a shell takes the word for a command; a quoted argument may hold what else would end it
+COMMAND = re.compile(r"(?:^|\| |&& |\$ |bin/)confit-edge ((?:[^|&;#'\n]|'[^']*')+)", re.MULTILINE)
+
+
+def verbs(command: Any, *path: str) -> Iterator[tuple[str, Any]]:
+    """Every verb, and every verb of a group, under its name."""
+    for name, verb in getattr(command, "commands", {}).items():
+        yield " ".join((*path, name)), verb
+        yield from verbs(verb, *path, name)
+
+
+PROGRAM = typer.main.get_command(command_line())
+VERBS = dict(verbs(PROGRAM))
+
+
+def options(verb: Any) -> set[str]:
+    return {"--help", "--debug", *(name for option in verb.params for name in (*option.opts, *option.secondary_opts))}
+
+
+def split_verb(arguments: list[str]) -> tuple[Any, list[str]]:
+    """The verb that the arguments begin with (a group's own if they name one), and the rest."""
+    count = 2 if " ".join(arguments[:2]) in VERBS else 1
+    return VERBS[" ".join(arguments[:count])], arguments[count:]
+
+
+def check_command(arguments: list[str]) -> None:
+    """Parse as the command line does, short of looking for the files."""
+    verb, rest = split_verb(arguments)
+    context = verb.context_class(verb)
+    try:
+        given, left, _ = verb.make_parser(context).parse_args(rest)
+        assert not left, f"takes no {left}"
+        for option in verb.params:
+            value = given.get(option.name)
+            assert value not in (None, ()) or not option.required, f"needs {option.name}"
+            if value not in (None, ()) and "path" not in option.type.name:
+                option.type_cast_value(context, value)
+    except Exception as error:
+        error.add_note(f"in: {shlex.join(arguments)}")
+        raise
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_commands_of_a_page_parse(name: str) -> None:
+    blocks = [block[3] for block in BLOCK.finditer(TEXTS[name])] if name.endswith(".md") else [TEXTS[name]]
+    indented = re.findall(r"^    (confit-edge .*)$", TEXTS[name], re.MULTILINE)
+    for line in "\n".join([*blocks, *indented]).replace("\\\n", " ").splitlines():
+        for found in COMMAND.finditer(line.strip().replace("ExecStart=/bin/sh -c '", "")):
+            check_command(shlex.split(found[1]))
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_the_examples_of_a_help_parse(name: str) -> None:
+    for found in re.findall(r"^ +confit-edge (.*)$", VERBS[name].help, re.MULTILINE):
+        check_command(shlex.split(found.partition(" | ")[0], comments=True))
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_options_that_a_page_speaks_of_exist(name: str) -> None:
+    """In code spans: those of the verb that a span begins with, else those of any verb."""
+    every = set[str]().union(*map(options, [PROGRAM, *VERBS.values()]))
+    for span in re.findall(r"`([^`]+)`", BLOCK.sub("", TEXTS[name])):
+        words = span.removeprefix("confit-edge ").split()
+        named = [option for word in words for option in re.findall(r"^\[?(--?[a-z][a-z0-9-]*)", word)]
+        if words[0] in VERBS:
+            verb, _ = split_verb(words)
+            assert not set(named) - options(verb), span
+        elif words[0].startswith("--"):
+            assert not set(named) - every, span
+
+
+def headings(page: str) -> set[str]:
+    """The anchors of a page, as a browser of the repository makes them."""
+    titles = re.findall(r"^#+ (.*)$", BLOCK.sub("", page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if path.suffix == ".md"], ids=lambda path: path.name)
+def test_links_lead_somewhere_and_files_that_are_named_exist(path: Path) -> None:
+    text = BLOCK.sub("", TEXTS[path.name])
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", text):
+        linked = path.parent / target if target else path
+        assert linked.exists(), target
+        assert not anchor or anchor in headings(linked.read_text(encoding="utf-8")), f"{target}#{anchor}"
+    named = re.findall(r"`((?:docs|benchmarks|models|confit_\w+|export|runtime|tests|\.ci)/[\w./-]+)`", text)
+    named += [f"benchmarks/{module}.py" for module in re.findall(r"python -m benchmarks\.(\w+)", TEXTS[path.name])]
+    folders = [ROOT, ROOT / "export", ROOT / "runtime"]
+    assert not [
+        name for name in named if "NAME" not in name and not any((folder / name).exists() for folder in folders)
+    ]
