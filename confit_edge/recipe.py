@@ -327,6 +327,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+_LISTS = {float: "[3e-4, 1e-3]", str: "[music, talk]"}
+
+
 def check_type(key: str, hint: Any, value: Any) -> None:
     """Raise UsageError where the value of a recipe key does not have its type."""
     options = typing.get_args(hint)
@@ -334,14 +338,16 @@ def check_type(key: str, hint: Any, value: Any) -> None:
         if value not in options:
             raise UsageError(f"recipe key '{key}' must be one of {', '.join(options)}; it is {_shown(value)}")
         return
+    kind = options[0] if options else hint
+    must = _KINDS[kind]
     if typing.get_origin(hint) is tuple:
-        good = isinstance(value, tuple) and all(_has_type(item, options[0]) for item in value)
-    elif type(None) in options:
-        good = value is None or _has_type(value, options[0])
+        wrong = [item for item in value if not _has_type(item, kind)] if isinstance(value, tuple) else [value]
+        good, value = not wrong, next(iter(wrong), value)
+        must += f" or a list, such as {_LISTS[kind]}"
     else:
-        good = _has_type(value, hint)
+        good = (value is None and type(None) in options) or _has_type(value, kind)
     if not good:
-        raise UsageError(f"recipe key '{key}' has the value {_shown(value)}, which has the wrong type")
+        raise UsageError(f"recipe key '{key}' must be {must}; it is {_shown(value)}")
 
 
 def _shown(value: Any) -> str:

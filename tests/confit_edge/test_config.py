@@ -93,7 +93,7 @@ def test_background_and_others_may_be_one_place_or_several(tmp_path: Path) -> No
     with pytest.raises(UsageError, match=r"'background': is empty \(is a variable not set\?\)"):
         Recipe.from_file(path)
     path.write_text("background: [rooms, 3]\n")
-    with pytest.raises(UsageError, match=r"'background' has the value .* wrong type"):
+    with pytest.raises(UsageError, match=r"'background' must be a text or a list, such as \[music, talk\]; it is 3$"):
         Recipe.from_file(path)
 
 
@@ -102,6 +102,13 @@ def test_a_learning_rate_may_be_written_as_anybody_would(tmp_path: Path, text: s
     path = tmp_path / "recipe.yaml"
     path.write_text(f"lr: {text}\nhead_lr: 2e-3\n")
     assert Recipe.from_file(path) == Recipe(lr=(5e-4,), head_lr=2e-3)
+
+
+def test_rates_as_on_the_command_line_are_told_how_a_recipe_has_them(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("lr: 3e-4,1e-3\n")
+    with pytest.raises(UsageError, match=r"must be a number or a list, such as \[3e-4, 1e-3\]; it is '3e-4,1e-3'$"):
+        Recipe.from_file(path)
 
 
 def test_unknown_keys_are_named(tmp_path: Path) -> None:

@@ -319,8 +319,8 @@ def test_a_student_inherits_what_describes_the_data_and_no_more() -> None:
     [
         ({"similarity": 1.0}, ["unknown keys: similarity (did you mean similarity_weight?)"]),
         ({"objective": "finetune"}, ["'objective'"]),
-        ({"similarity_weight": "much"}, ["'similarity_weight'", "type"]),
-        ({"unlabelled_per_batch": 1.5}, ["'unlabelled_per_batch'", "type"]),
+        ({"similarity_weight": "much"}, ["'similarity_weight'", "must be a number; it is 'much'"]),
+        ({"unlabelled_per_batch": 1.5}, ["'unlabelled_per_batch'", "must be a whole number"]),
         ({"unlabelled_per_batch": 0}, ["'unlabelled_per_batch'", "at least 1"]),
         ({"embedding_weight": -1.0}, ["'embedding_weight'"]),
         ({"supervised_weight": float("nan")}, ["'supervised_weight'"]),
