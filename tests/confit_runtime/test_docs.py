@@ -18,19 +18,18 @@ import soundfile
 import typer
 
 from confit_edge.cli import command_line, main
+from confit_runtime import Model, listen, load
 from confit_runtime.audio import load_clip
 from tests.tiny_model import RATE, silence
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "confit_edge" / "demo" / "data"
-
-
-def page(name: str) -> str:
-    return (ROOT / "docs" / name).read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.*")), *sorted((ROOT / "models").glob("*.md"))]
+TEXTS = {path.name: path.read_text(encoding="utf-8") for path in PAGES if path.suffix in (".md", ".service")}
 
 
 def programs(of: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```$", page(of), re.DOTALL | re.MULTILINE)
+    return re.findall(r"^```python\n(.*?)^```$", TEXTS[of], re.DOTALL | re.MULTILINE)
 
 
 def run(program: str) -> None:
@@ -56,7 +55,7 @@ def test_the_documented_speaker_output_is_real(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     run(programs("enrollment.md")[0])
     printed = re.search(
-        r"^\$ confit-edge enroll speakers santa.*?^```$", page("enrollment.md"), re.DOTALL | re.MULTILINE
+        r"^\$ confit-edge enroll speakers santa.*?^```$", TEXTS["enrollment.md"], re.DOTALL | re.MULTILINE
     )
     assert printed is not None
     shown: list[str] = []
@@ -103,7 +102,7 @@ def test_events_are_json_in_a_program(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_shortest_programs_run(capsys: pytest.CaptureFixture[str]) -> None:
-    (readme,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    (readme,) = programs("README.md")
     word = np.concatenate([silence(1.5), load_clip(DATA / "digits-real" / "seven.ogg", RATE), silence(1.5)])
     names: dict[str, Any] = {"pcm": word, "sample_rate": RATE}
     exec(readme.replace("words.onnx", "digits"), names)
@@ -117,11 +116,25 @@ def test_the_shortest_programs_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert not names["stream"].finish()
 
 
+def test_the_shipped_digits_hear_what_the_readme_says() -> None:
+    _, _, told = " ".join(TEXTS["README.md"].split()).partition("it detects eight at its own thresholds")
+    lowered = {word: float(value) for word, value in re.findall(r"--threshold (\w+)=([\d.]+)", told)}
+    clips = {path.stem: path for path in (DATA / "digits-real").glob("*.ogg")}
+
+    def missed(model: Model) -> set[str]:
+        return {word for word, path in clips.items() if [event.label for event in listen(model, path)] != [word]}
+
+    model = load("digits")
+    assert len(clips) == 10
+    assert missed(model) == lowered.keys() == {"three", "zero"}
+    assert not missed(model.with_thresholds(lowered))
+
+
 def test_the_automation_understands_what_listen_prints_and_the_script_posts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     yaml, jinja2 = pytest.importorskip("yaml"), pytest.importorskip("jinja2")
-    told = page("raspberry-pi.md")
+    told = TEXTS["raspberry-pi.md"]
     (block,) = re.findall(r"^```yaml\n(.*?)^```$", told, re.DOTALL | re.MULTILINE)
     (automation,) = yaml.safe_load(block)
     (trigger,), (condition,) = automation["triggers"], automation["conditions"]
@@ -142,8 +155,6 @@ def test_the_automation_understands_what_listen_prints_and_the_script_posts(
         assert template.render(trigger={"json": {**heard, "label": label, "score": score}}) == str(fires)
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.*")), *sorted((ROOT / "models").glob("*.md"))]
-TEXTS = {path.name: path.read_text(encoding="utf-8") for path in PAGES if path.suffix in (".md", ".service")}
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 # where a shell takes the word for a command; a quoted argument may hold what else would end it
 COMMAND = re.compile(r"(?:^|\| |&& |\$ |bin/)confit-edge ((?:[^|&;#'\n]|'[^']*')+)", re.MULTILINE)
