@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from confit_edge.data.manifest import read_manifest
 from confit_edge.demo.steps import Demo
 from confit_edge.demo.story import run_demo
+from confit_edge.recipe import Recipe
 
 # what the step on voices needs: fifteen words to enroll from, three to ask with
 WORDS = (
@@ -83,6 +85,19 @@ def test_the_report_tells_the_figures(out: Path) -> None:
     assert f"{stream['detected']} found, {stream['false_accepts']} false accepts" in report
     assert f"{word['correct']} of {word['n']} clips by other voices" in report
     assert f"{shipped['correct']} of their {shipped['n']} sentences" in report
+
+
+def test_the_training_it_prints_is_its_own(out: Path, told: list[str]) -> None:
+    (command,) = (line for line in told if " train " in line and line.startswith("  "))
+    subprocess.run(f"{command} --help", shell=True, capture_output=True, check=True)  # parses what stands before it
+    words = shlex.split(command)
+    run = json.loads((out / "runs" / "pairtune" / "run.json").read_text())
+    options = dict(zip(words[5::2], words[6::2], strict=True))
+    options["--background"] = [options["--background"]]
+    assert options.pop("--precision") == "auto"  # the run has what it came to
+    default = {f"--{key.replace('_', '-')}": value for key, value in Recipe().to_dict().items() if key != "precision"}
+    recipe = {flag: str(run["recipe"][flag[2:].replace("-", "_")]) for flag in default}
+    assert recipe == {flag: str(value) for flag, value in {**default, **options}.items()}
 
 
 def test_the_commands_it_prints_run_and_hear_what_it_heard(out: Path, told: list[str]) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from textwrap import fill
 from typing import Any
 
@@ -45,9 +49,21 @@ class Demo:
             self.say(fill(paragraph, 100))
 
 
+def settings(demo: Demo) -> dict[str, Any]:
+    """What the recipes of all steps have in common."""
+    return {**WORDS, "epochs": demo.epochs, "soup": demo.soup, "seed": demo.seed}
+
+
+def program() -> str:
+    """The command as the shell finds it: after `make demo` it is in .venv/bin."""
+    return quote(
+        "confit-edge" if shutil.which("confit-edge") else os.path.relpath(Path(sys.executable).parent / "confit-edge")
+    )
+
+
 def recipe(demo: Demo, **keys: Any) -> Recipe:
     """The demo's recipe, with other keys where a step needs them."""
-    return Recipe.from_dict({**WORDS, "epochs": demo.epochs, "soup": demo.soup, "seed": demo.seed, **keys}, "the demo")
+    return Recipe.from_dict({**settings(demo), **keys}, "the demo")
 
 
 def seconds_in(clips: list[Clip]) -> float:

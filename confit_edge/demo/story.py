@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -23,7 +20,7 @@ from confit_edge.data.tables import check_utf8
 from confit_edge.demo import DATA
 from confit_edge.demo.report import time_and_memory, write_report
 from confit_edge.demo.side_by_side import train_all
-from confit_edge.demo.steps import Demo, recipe, seconds_in
+from confit_edge.demo.steps import Demo, program, recipe, seconds_in, settings
 from confit_edge.demo.voices import recognise_voices
 from confit_edge.files import write_text
 from confit_edge.geometry import plots
@@ -84,11 +81,7 @@ def run_demo(demo: Demo) -> dict[str, Any]:
         "Done",
         f"It took {time_and_memory(summary)}. The report is in {out / 'report.html'}. Now try:",
     )
-    # as the shell finds it: after `make demo` the command is in .venv/bin
-    command = (
-        "confit-edge" if shutil.which("confit-edge") else os.path.relpath(Path(sys.executable).parent / "confit-edge")
-    )
-    command, model, stream = (quote(str(part)) for part in (command, exported.path, out / "stream.flac"))
+    command, model, stream = program(), quote(str(exported.path)), quote(str(out / "stream.flac"))
     demo.say(f"  {command} listen {model} --source {stream}")
     demo.say(f"  {command} evaluate {model} {stream}    (which words it missed, and how loud the noise was)")
     demo.say(f"  {command} listen {model}            (your microphone)")
@@ -120,10 +113,10 @@ def train_words(demo: Demo, words: Path) -> tuple[Trained, Trained, int | None]:
         f"PairTune fine-tunes the encoder, Google's speech_embedding (0.33 M parameters), in {demo.soup} trainings of"
         f" {demo.epochs} epochs. It moves clips of the same word together and clips of different words apart (supervised"
         " contrastive learning that gives hard negatives more weight). The weights of the trainings are averaged. Two probes then"
-        " judge the frozen encoder. You can do the same with:"
-        f" confit-edge train words.csv -o runs/pairtune --background ... --epochs {demo.epochs} --soup {demo.soup}"
-        " --averaging 0.5 --speed 0.15 --projection-dim 128 --probe-views 4",
+        " judge the frozen encoder. You can do the same with:",
     )
+    options = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in settings(demo).items())
+    demo.say(f"  {program()} train {quote(str(words))} -o pairtune --background {quote(background)} {options}")
     demo.print_step(
         "3. The baseline",
         "Vanilla fine-tuning: the same encoder, batches, epochs and augmentation, with a linear head and cross-entropy."
