@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import time
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import onnx
@@ -13,10 +15,21 @@ import onnxruntime
 import pytest
 
 from confit_runtime import Model, load
-from confit_runtime.bench import call_latency, fresh_process, live_rtf, lowest_rtf, stream_rtf, streams_per_core
+from confit_runtime.batch import Batch
+from confit_runtime.bench import (
+    _call_s,
+    call_latency,
+    fresh_process,
+    live_rtf,
+    lowest_rtf,
+    stream_rtf,
+    streams_per_core,
+)
 from confit_runtime.errors import ConfitError
 from confit_runtime.gemm import Rates, measure_rates, product, saturates
 from confit_runtime.memory import peak_bytes
+from confit_runtime.sources.microphone import BLOCK_S
+from confit_runtime.stream import Stream
 from tests.cli.command import COMMAND
 from tests.cli.device import environment
 
@@ -68,6 +81,78 @@ def test_figures_of_a_model(kind: str, request: pytest.FixtureRequest) -> None:
     hop_ms = 1e3 * model.contract.hop / model.contract.sample_rate
     assert latency.cpu_rtf == pytest.approx(latency.cpu_ms / hop_ms)
     assert stream_rtf(model, 0.01) > 0
+
+
+class Clock:
+    """Time that passes only in `method`, where the real work is done too: `took` says how long, call by call.
+
+    A wall clock goes at twice the pace of the processor's, as on a busy machine.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: type, method: str) -> None:
+        self.took: list[float] = []
+        rng, work = np.random.default_rng(0), getattr(owner, method)
+
+        def timed(*arguments: object) -> object:
+            self.took.append(float(rng.exponential(0.01)))
+            return work(*arguments)
+
+        monkeypatch.setattr(owner, method, timed)
+        monkeypatch.setattr("confit_runtime.bench.time.thread_time", lambda: sum(self.took))
+        monkeypatch.setattr("confit_runtime.bench.time.perf_counter", lambda: 2 * sum(self.took))
+
+
+@pytest.mark.parametrize("kind", ["model", "windowed"])
+def test_latency_is_of_the_calls_after_the_warm_up(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Model = request.getfixturevalue(kind)
+    contract, clock = model.contract, Clock(monkeypatch, Batch, "push")
+    for seconds in (0.0, 1.0):
+        clock.took.clear()
+        latency = call_latency(model, seconds)
+        counted = clock.took[contract.window // contract.hop + 5 :]
+        assert latency.calls == len(counted) == (20 if not seconds else len(counted))
+        assert sum(counted) >= seconds
+        assert len(counted) == 20 or sum(counted[:-1]) < seconds
+        ordered = sorted(counted)
+        assert 1e-3 * latency.p50_ms == pytest.approx(2 * median(counted))
+        assert 2 * ordered[-len(ordered) // 50 - 1] <= 1e-3 * latency.p99_ms <= 2 * ordered[-1]
+        assert 1e-3 * latency.cpu_ms == pytest.approx(median(counted))
+        assert latency.cpu_rtf == pytest.approx(median(counted) / (contract.hop / contract.sample_rate))
+
+
+def test_a_stream_is_measured_by_the_second_once_its_window_is_full(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, Stream, "accept")
+    found = stream_rtf(model, 1.0)
+    blocks = round(1 / BLOCK_S) if (1 / BLOCK_S).is_integer() else int(1 / BLOCK_S) + 1  # of a second
+    seconds = [sum(clock.took[at : at + blocks]) for at in range(0, len(clock.took), blocks)]
+    counted = seconds[-(-model.contract.window // model.contract.sample_rate) :]
+    assert found == pytest.approx(median(counted))
+    assert len(counted) == 3 or sum(counted[:-1]) < 1.0 <= sum(counted)
+
+
+def test_a_live_stream_costs_what_its_blocks_take(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("confit_runtime.bench.time.sleep", lambda _: None)
+    clock = Clock(monkeypatch, Stream, "accept")
+    found = live_rtf(model, seconds=2.0)
+    counted = clock.took[-round(2.0 / BLOCK_S) :]
+    assert len(clock.took) - len(counted) == math.ceil(model.contract.window / model.contract.sample_rate / BLOCK_S)
+    assert found == pytest.approx(sum(counted) / 2.0)
+
+
+@pytest.mark.parametrize(("kind", "before"), [("model", 1), ("windowed", None)])
+def test_streams_are_timed_once_every_call_computes(
+    kind: str, before: int | None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Model = request.getfixturevalue(kind)
+    clock = Clock(monkeypatch, Batch, "push")
+    found = _call_s(model, 3, 7)
+    hops = model.contract.window // model.contract.hop
+    assert len(clock.took) == 7 + (before or hops - 1)
+    assert found == pytest.approx(median(clock.took[-7:]))
 
 
 def test_a_live_stream_is_fed_at_the_pace_of_a_microphone(tiny: Path) -> None:
