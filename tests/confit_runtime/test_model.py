@@ -195,6 +195,13 @@ def test_a_file_that_is_replaced_while_it_is_read_is_a_model_error(
         load(path)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_model_leaves_cores_to_others_between_two_hops(tiny: Path, threads: int) -> None:
+    options = load(tiny, threads=threads)._session.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads, 1)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
 def test_a_graph_that_onnxruntime_refuses_is_a_model_error(tmp_path: Path) -> None:
     path = tmp_path / "odd.onnx"
     path.write_bytes(seal(tiny_model.graph().replace(b"Softmax", b"Hardmux"), tiny_model.contract()))
