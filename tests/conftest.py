@@ -27,8 +27,25 @@ os.umask(0o022)  # for tests of permissions
 hypothesis.settings.register_profile("no deadline", deadline=None)  # a busy machine is not an error
 hypothesis.settings.load_profile("no deadline")
 
-for name in ("FORCE_COLOR", "NO_COLOR", "COLUMNS", "LINES", "WORLD_SIZE", "RANK", "LOCAL_RANK"):
-    os.environ.pop(name, None)  # whoever runs the tests may have set them, and programs that are tested obey them
+# what whoever runs the tests may have set, and the programs that are tested would obey
+TERMINAL = (
+    "FORCE_COLOR",
+    "NO_COLOR",
+    "PY_COLORS",
+    "TTY_COMPATIBLE",
+    "TTY_INTERACTIVE",
+    "COLUMNS",
+    "LINES",
+    "TERMINAL_WIDTH",
+)
+LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+for name in (
+    *TERMINAL,
+    *LAUNCHER,
+    "PYTHONWARNINGS",
+    "GITHUB_ACTIONS",
+):  # typer takes the last for a terminal with colours
+    os.environ.pop(name, None)
 
 DEMO = Path(__file__).parents[1] / "confit_edge" / "demo" / "data"
 WORDS = ("yes", "stop", "happy", "seven", "marvin")
