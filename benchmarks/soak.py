@@ -65,10 +65,8 @@ class PassListener:
             for event in self.listener.take((self._pcm[start : start + block], self._rate)):
                 assert isinstance(event, Detection)
                 detections.append(event)
-            scores = self._stream.scores
-            if (
-                scores is not None and scores is not self._latest_scores
-            ):  # a block is shorter than a hop: none is missed
+            scores = self._stream.scores  # a block is shorter than a hop: no row is missed
+            if scores is not None and scores is not self._latest_scores:
                 self._latest_scores = self.rows[self._row % self._hops] = scores
                 self._row += 1
         self._passes += 1

@@ -28,23 +28,11 @@ hypothesis.settings.register_profile("no deadline", deadline=None)  # a busy mac
 hypothesis.settings.load_profile("no deadline")
 
 # what whoever runs the tests may have set, and the programs that are tested would obey
-TERMINAL = (
-    "FORCE_COLOR",
-    "NO_COLOR",
-    "PY_COLORS",
-    "TTY_COMPATIBLE",
-    "TTY_INTERACTIVE",
-    "COLUMNS",
-    "LINES",
-    "TERMINAL_WIDTH",
-)
-LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 for name in (
-    *TERMINAL,
-    *LAUNCHER,
-    "PYTHONWARNINGS",
-    "GITHUB_ACTIONS",
-):  # typer takes the last for a terminal with colours
+    "FORCE_COLOR", "NO_COLOR", "PY_COLORS", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES", "TERMINAL_WIDTH",
+    "GITHUB_ACTIONS",  # where typer takes any output for a terminal with colours
+    "PYTHONWARNINGS", "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+):  # fmt: skip
     os.environ.pop(name, None)
 
 DEMO = Path(__file__).parents[1] / "confit_edge" / "demo" / "data"

@@ -127,7 +127,7 @@ def test_a_stream_is_measured_by_the_second_once_its_window_is_full(
 ) -> None:
     clock = Clock(monkeypatch, Stream, "accept")
     found = stream_rtf(model, 1.0)
-    blocks = round(1 / BLOCK_S) if (1 / BLOCK_S).is_integer() else int(1 / BLOCK_S) + 1  # of a second
+    blocks = math.ceil(1 / BLOCK_S)  # of a second
     seconds = [sum(clock.took[at : at + blocks]) for at in range(0, len(clock.took), blocks)]
     counted = seconds[-(-model.contract.window // model.contract.sample_rate) :]
     assert found == pytest.approx(median(counted))

@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-import typer
 
-from confit_edge.cli import command_line, main
+from confit_edge.cli import main
 from confit_runtime import Model, listen, load
 from confit_runtime.audio import load_clip
+from tests.cli.verbs import PROGRAM, VERBS
 from tests.tiny_model import RATE, silence
 
 ROOT = Path(__file__).parents[2]
@@ -158,17 +157,6 @@ def test_the_automation_understands_what_listen_prints_and_the_script_posts(
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 # where a shell takes the word for a command; a quoted argument may hold what else would end it
 COMMAND = re.compile(r"(?:^|\| |&& |\$ |bin/)confit-edge ((?:[^|&;#'\n]|'[^']*')+)", re.MULTILINE)
-
-
-def verbs(command: Any, *path: str) -> Iterator[tuple[str, Any]]:
-    """Every verb, and every verb of a group, under its name."""
-    for name, verb in getattr(command, "commands", {}).items():
-        yield " ".join((*path, name)), verb
-        yield from verbs(verb, *path, name)
-
-
-PROGRAM = typer.main.get_command(command_line())
-VERBS = dict(verbs(PROGRAM))
 
 
 def options(verb: Any) -> set[str]:
