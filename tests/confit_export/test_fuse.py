@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,14 @@ from confit_export.fuse import Floor, can_fuse, fuse_activations
 from confit_export.job import stream_difference
 from confit_runtime.errors import ConfitError, UsageError
 from confit_runtime.model import load
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_windows() -> Iterator[None]:
+    """Enough for the few clips of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fuse, "WINDOWS", 128)
+        yield
 
 
 @pytest.fixture(scope="module")
