@@ -117,6 +117,7 @@ def as_rows(eighths: list[list[int]]) -> Floats:
 
 
 @given(score_rows, detection)
+@example([[7, 8, 0]], Settings(1, 1, 0, True, []))  # only the class that leads
 @example([[0, 0, 6], [0, 5, 0]], Settings(1, 1, 2, False, []))  # the rest of one class is not that of another
 # two rows apart are not two in succession, though what fired before is only pausing
 @example([[0, 8, 0], [0, 8, 0], [8, 0, 0], [0, 0, 0], [8, 0, 0]], Settings(1, 2, 0, False, [], 5))
@@ -158,10 +159,29 @@ def test_unscored_rows_are_a_pause(eighths: list[list[int]], how: Settings, gap:
     assert slept.released == heard.released
 
 
+def test_a_pause_releases_in_the_order_of_each_class_and_its_hold() -> None:
+    heard, slept = (
+        Detector(ON, OFF, smoothing_hops=1, min_hops=1, refractory_hops=0, hold_hops=[1, 5, 1], exclusive=False)
+        for _ in range(2)
+    )
+    rows, quiet = np.float32([[0.9, 0.9, 0.0], [0.0, 0.9, 0.0]]), np.zeros((8, 3), np.float32)
+    assert [hit.label for hit in heard.push(rows)] == [hit.label for hit in slept.push(rows)] == [0, 1]
+    assert heard.push(quiet) == []
+    slept.skip_to(len(rows) + len(quiet))
+    assert heard.released == slept.released == [(1, 0), (2, 1)]
+
+
+def test_each_class_rests_for_its_own_refractory_time() -> None:
+    detector = Detector(ON, OFF, smoothing_hops=1, min_hops=1, refractory_hops=[1, 6, 3], exclusive=False)
+    fired = [(hit.row, hit.label) for hit in detector.push(np.tile(np.float32([[0.9, 0.9, 0.9], [0, 0, 0]]), (4, 1)))]
+    assert fired == [(0, 0), (0, 1), (0, 2), (2, 0), (4, 0), (4, 2), (6, 0), (6, 1)]
+
+
 def test_a_hold_of_each_label_is_its_own() -> None:
     contract = tiny_model.contract(refractory_s=0.0)
     second = contract.sample_rate / contract.hop
     assert Hold(1.0, {"mid": 2.0}).hops(contract, ["low", "mid"]) == [second, 2 * second]
+    assert Hold(1.0, {"caf\u00e9": 2.0}).hops(contract, ["cafe\u0301"]) == [2 * second]
     assert Hold(np.float32(1.0), {"mid": np.int64(2)}).hops(contract, ["low", "mid"]) == [second, 2 * second]
     for wrong in (float("nan"), -1, "5", None, True):
         with pytest.raises(UsageError, match="mid"):
@@ -244,6 +264,8 @@ def test_a_changed_gallery_keeps_the_detector_state() -> None:
 
     detector = NameDetector(contract, matcher(ada=ada, bob=bob))
     assert detector.push(np.stack([bob, bob, ada, ada])) == [Hit(1, 1.0, 0, 1), Hit(0, 1.0, 2, 3)]
+    left = detector.with_matcher(contract, matcher(ada=ada))
+    assert (left.push(nobody[None]), left.released) == ([], [(4, 0)])  # heard at once
     after = detector.with_matcher(contract, matcher(abe=cem, ada=ada))
     assert after.push(np.stack([ada] * 20)) == []  # rows 4 to 23, of the sound that fired
     assert after.push(np.stack([nobody, ada, ada])) == [Hit(1, 1.0, 25, 26)]
