@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import soundfile
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from confit_runtime.calibration import (
@@ -26,6 +26,7 @@ from confit_runtime.calibration import (
     det_curve,
     limiting_false_accepts,
     score_positive,
+    set_by_hand,
     thresholds,
 )
 from confit_runtime.contract import Contract
@@ -37,6 +38,7 @@ from tests import tiny_model
 from tests.tiny_model import RATE, Floats, silence, tone
 
 MULTI = {"multi_label": True, "unknown_label": None}
+RESTS = {"thresholds": {**tiny_model.contract().thresholds, "low": {"on": 0.5, "off": 0.3, "refractory_s": 0.8}}}
 
 
 def rows_of(seed: int, hops: int, classes: int = 4) -> npt.NDArray[np.float32]:
@@ -47,8 +49,11 @@ def rows_of(seed: int, hops: int, classes: int = 4) -> npt.NDArray[np.float32]:
     return scores.astype(np.float32)
 
 
-@settings(max_examples=6)
-@given(st.integers(0, 10_000), st.sampled_from([0, 40, 100]), st.sampled_from([{}, MULTI]))
+@settings(max_examples=3)
+@given(st.integers(0, 10_000), st.sampled_from([0, 40, 100]), st.sampled_from([{}, MULTI, RESTS]))
+@example(0, 0, MULTI)  # labels that do not lead
+@example(0, 0, {})
+@example(0, 0, RESTS)
 def test_counts_are_the_detectors(seed: int, place: int, kind: dict[str, object]) -> None:
     """A lower level may fire less often, being armed again later: it counts as often as any level above it."""
     contract = tiny_model.contract(**kind)
@@ -138,6 +143,20 @@ def test_too_few_hours_say_how_many_are_missing() -> None:
     assert set(enough.thresholds) == {LEVELS[0]}  # nothing fires at any level, so nothing need be raised
 
 
+def test_more_confidence_needs_more_hours_or_higher_levels() -> None:
+    counts = FalseAcceptCounts(np.zeros((1, 13, len(LEVELS)), np.int64), np.full(13, 0.5))
+    assert choose_operating_point(counts, 0.5).met  # 6.5 hours without an event: 3.00 / 6.5 = 0.46
+    sure = choose_operating_point(counts, 0.5, confidence=0.99)  # 4.61 / 6.5
+    assert (sure.met, sure.bound) == (False, pytest.approx(4.6052 / 6.5, abs=1e-3))
+    assert sure.more_hours == pytest.approx(4.6052 / 0.5 - 6.5, abs=1e-3)
+    counts.events[0, 2, :150] = 1
+    chosen = choose_operating_point(counts, 1.0, confidence=0.99)
+    assert chosen.thresholds.tolist() == [LEVELS[150]]
+    for confidence, bound in ((0.95, 2.9957), (0.99, 4.6052)):
+        assert set_by_hand(chosen, counts, {}, confidence).bound == pytest.approx(bound / 6.5, abs=1e-3)
+    assert choose_operating_point(counts, 1.0).thresholds.tolist() == [LEVELS[0]]  # one event: 5.29 / 6.5, and 8.20
+
+
 def test_a_label_that_fires_everywhere_is_raised_alone() -> None:
     """One noisy label does not raise the others, and a label that even the highest level does not hold never fires."""
     events = np.zeros((3, 30, len(LEVELS)), np.int64)
@@ -188,6 +207,21 @@ def test_a_clip_that_just_reaches_a_level_fires_at_it() -> None:
     assert curve[1]["margin"] == pytest.approx((at + 1 - chosen.own[0]) * STEP)
 
 
+def test_the_curve_leaves_thresholds_set_by_hand_where_they_are() -> None:
+    counts = FalseAcceptCounts(np.zeros((4, 6, len(LEVELS)), np.int64), np.full(6, 1.0))
+    counts.events[0, 1, :200] = 5
+    chosen = set_by_hand(choose_operating_point(counts.without([0]), 0.5), counts, {0: 0.7})
+    positives = [Positive("low", "ada", 0.8, ()), Positive("mid", "ada", 0.8, ())]
+    curve = det_curve(counts, chosen, tiny_model.contract(), positives)
+    assert [(point["frr"], point["fa_per_hour"]) for point in curve] == [(0.0, 5 / 6), (0.5, 5 / 6)]
+
+
+def test_a_release_that_is_asked_for_is_used() -> None:
+    contract, on = tiny_model.contract(), np.array([0.5, 0.6, 0.7, 0.8])
+    assert [level["off"] for level in thresholds(contract, on, 1.0).values()][:2] == [0.5, 0.6]
+    assert [level["off"] for level in thresholds(contract, on).values()][:2] == [0.3, 0.36]
+
+
 def test_no_label_is_brought_below_its_lowest_threshold() -> None:
     counts = FalseAcceptCounts(np.zeros((2, 13, len(LEVELS)), np.int64), np.full(13, 0.5))
     chosen = dataclasses.replace(choose_operating_point(counts, target=0.5), lowest=np.array([0.7, 0.0]))
@@ -208,6 +242,17 @@ def test_limiting_false_accepts_are_reported_with_their_time(model: Model, tmp_p
     (found,) = limiting_false_accepts(count_false_accepts(model.contract, recordings), model.contract, recordings)
     assert (found.label, found.file) == ("low", "long.wav")
     assert 100.5 <= found.at_s <= 100.6
+
+
+def test_the_false_accepts_that_set_the_margin_are_the_furthest_above() -> None:
+    contract, heights = tiny_model.contract(), (0.7, 0.9, 0.6, 0.8)
+    recordings = []
+    for name, height in zip("abcd", heights, strict=True):
+        rows = np.zeros((20, 4), np.float32)
+        rows[8:14, 0] = height
+        recordings.append(Recording(name, [rows], 0.4, [(name, 0.0)]))
+    found = limiting_false_accepts(count_false_accepts(contract, recordings), contract, recordings)
+    assert [one.file for one in found] == ["b", "d", "a"]
 
 
 def test_a_false_accept_exactly_at_its_level_sets_the_margin() -> None:
