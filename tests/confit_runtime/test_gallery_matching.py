@@ -277,3 +277,14 @@ def test_a_name_of_very_many_prints_does_not_hide_the_next(tmp_path: Path, model
         assert gallery.match(ada).name == "ada"
         gallery.remove("far")
         assert gallery.match(ada).runner_up is None
+
+
+def test_a_name_with_more_prints_needs_more_similarity_in_a_stream_up_to_the_newest_that_count() -> None:
+    def needed(prints: int) -> float:
+        own = l2_normalise(np.random.default_rng(0).standard_normal((prints, 8), dtype=np.float32))
+        levels = Levels(0.6, 0.05, stream_threshold=0.8)
+        return Matcher(["ada"], [0] * prints, own, np.zeros((0, 8), np.float32), levels=levels).stream_threshold("ada")
+
+    assert needed(1) == needed(3) == pytest.approx(0.8)
+    assert needed(48) == pytest.approx(1 - 0.2 / 2)  # sixteen times as many
+    assert needed(48) < needed(64) == needed(200)
