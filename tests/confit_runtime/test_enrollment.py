@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from confit_edge.demo import DATA
 from confit_runtime import Model, load
 from confit_runtime.audio import load_clip
-from confit_runtime.enrollment import ExistingPrints, Kind, embed_query, extract_prints, select_new_prints, split_sounds
+from confit_runtime.enrollment import (
+    ExistingPrints,
+    Kind,
+    embed_query,
+    extract_prints,
+    select_new_prints,
+    split_sounds,
+    to_flac,
+)
 from confit_runtime.errors import AudioError
 from confit_runtime.gallery import Gallery
 from confit_runtime.matcher import Levels, Matcher
@@ -197,3 +207,10 @@ def test_quiet_rooms_are_stored_in_the_file_and_used_by_sound_galleries(
 
 def test_the_models_that_ship_know_silence_for_a_quiet_room(digits: Model) -> None:
     assert (digits.quiet @ digits.embed(silence(1.3), RATE)).max() > 0.9
+
+
+def test_a_kept_sound_lasts_as_long_at_a_rate_that_flac_does_not_have() -> None:
+    rate = 131_077
+    pcm, flac_hz = soundfile.read(io.BytesIO(to_flac(tone(500, 10.0, rate), rate)), dtype="float32")
+    assert flac_hz == 131_070
+    assert len(pcm) == 10 * flac_hz  # 70 samples fewer
