@@ -429,6 +429,16 @@ def test_a_mute_after_a_mute_forgets_neither(model: Model) -> None:
     assert heard(stream, [own], RATE) == []
 
 
+def test_sound_that_came_ahead_of_a_mute_makes_no_later_mute_shorter(model: Model) -> None:
+    stream = model.stream()
+    with stream.muted():
+        stream.accept(silence(5.0), RATE)  # at once: far ahead of the clock
+    with stream.muted():
+        time.sleep(0.8)
+    own = np.concatenate([silence(0.2), tone(500, 0.3)])
+    assert heard(stream, [own], RATE) == []
+
+
 def test_a_restarted_stream_hears_its_beginning(model: Model) -> None:
     stream = model.stream()
     with stream.muted():
@@ -439,7 +449,7 @@ def test_a_restarted_stream_hears_its_beginning(model: Model) -> None:
 
 
 def test_of_a_file_nothing_was_recorded_while_a_program_spoke(model: Model, tmp_path: Path) -> None:
-    sound = np.concatenate([silence(0.2), tone(500, 0.3), silence(0.4), tone(1200, 0.3), silence(0.3)])
+    sound = np.concatenate([silence(0.1), tone(500, 0.3), silence(0.3), tone(1200, 0.2), silence(0.6)])
     soundfile.write(tmp_path / "scene.wav", sound, RATE)
     stream, labels = model.stream(), []
     for event in listen(stream, str(tmp_path / "scene.wav")):
