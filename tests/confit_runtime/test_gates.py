@@ -414,6 +414,7 @@ def test_unmuting_skips_nothing_after_a_pause(model: Model) -> None:
         with stream.muted():
             time.sleep(0.4)
             stream.pause()
+            stream.accept(silence(0), RATE)
             time.sleep(0.4)
         found = [*stream.accept(np.concatenate([tone(500, 0.3), silence(0.4)]), RATE), *stream.pause()]
         assert [event.label for event in found] == ["low"]

@@ -533,6 +533,21 @@ def test_a_short_gap_is_heard_as_silence(
     )
 
 
+def test_a_recording_is_preceded_by_silence_and_live_sound_is_not_unless_told(model: Model) -> None:
+    """What live sound begins with was cut off by whoever switched the microphone on."""
+    sound = np.concatenate([tone(500, 0.02), silence(0.4)])
+    found = {}
+    for live in (True, False):
+        for lead_in in (None, False, True):
+            stream = model.stream(lead_in=lead_in)
+            stream.live = live
+            found[live, lead_in] = [event.label for event in heard(stream, [sound], RATE)]
+    assert found == {
+        (True, None): [], (True, False): [], (True, True): ["low"],
+        (False, None): ["low"], (False, False): [], (False, True): ["low"],
+    }  # fmt: skip
+
+
 def test_a_skip_gives_the_detections_that_its_silence_completes(model: Model) -> None:
     sound = np.concatenate([silence(0.3), tone(500, 0.05)])
     stream = model.stream()
@@ -553,8 +568,9 @@ def test_after_a_long_gap_a_stream_restarts_on_its_clock(
     wanted = heard(model.stream(gallery, lead_in=True), [sound], rate)
     stream = model.stream(gallery)
     found = stream.accept(before, rate)
-    for piece in np.array_split(np.zeros(gap), pieces):
+    for piece in np.array_split(np.zeros(gap), pieces):  # one gap, though it is told in pieces
         found += stream.skip(len(piece))
+        found += stream.accept(sound[:0], rate)
     assert [event.label for event in found] == ["low"]
     assert found == model.stream(gallery).accept(np.append(before, silence(1.0, rate)), rate)
     moved = len(before) + gap

@@ -203,5 +203,7 @@ def test_a_long_recording_is_parted_and_no_row_counts_twice(
     assert len(found) == 3
     whole = stream_rows(model, tmp_path / "long.wav")[0]
     np.testing.assert_array_equal(np.concatenate([piece for one in found for piece in one.pieces]), whole)
-    assert [seconds for one in found for _, seconds in one.places] == pytest.approx([0.0, 2.1, 4.2])  # where each begins in the file
+    assert [seconds for one in found for _, seconds in one.places] == pytest.approx(
+        [0.0, 2.1, 4.2]
+    )  # where each begins in the file
     assert [one.seconds for one in found] == pytest.approx([2.1] * 3)
