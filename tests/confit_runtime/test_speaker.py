@@ -95,6 +95,10 @@ def test_speakers_are_named_and_others_dropped(voices: Path, model: Model) -> No
         assert only.judge(detection(15.2, 15.8)) is None  # silence
         alarm = dataclasses.replace(detection(15.2, 15.8), model="alarms")
         assert only.judge(alarm) == alarm  # of a model that is listened to whoever speaks
+        nobody = SpeakerTap(model, gallery, {"tiny": []})
+        nobody.begin("scene", RATE)
+        nobody.hear(scene()[: 8 * RATE], RATE)
+        assert nobody.judge(detection(6.3, 6.9)) is None
 
 
 def test_only_names_match_in_any_unicode_normalisation(voices: Path, model: Model) -> None:
@@ -130,6 +134,22 @@ def test_speech_before_a_short_detection_identifies_the_speaker(voices: Path, mo
         told = tap.judge(detection(1.8, 1.9))
         assert told is not None
         assert told.speaker == "ada"
+
+
+def test_of_a_long_detection_all_voice_counts_and_nothing_else(voices: Path, model: Model) -> None:
+    spoken = {1.0: chord(ADA, 2.4), 3.4: chord(BEN, 2.2), 5.6: chord(ADA, 0.5)}
+    whistled = {1.0: chord(ADA, 0.4), 2.2: chord((5000.0,), 2.8), 5.6: chord(ADA, 0.5)}  # above all voices
+    with Gallery.open(voices, model) as gallery:
+        for parts in (spoken, whistled):
+            sound = silence(7.0)
+            for at, part in parts.items():
+                sound[round(at * RATE) :][: len(part)] += part
+            tap = SpeakerTap(model, gallery)
+            tap.begin("scene", RATE)
+            tap.hear(sound, RATE)
+            told = tap.judge(detection(1.1, 6.1))
+            assert told is not None
+            assert told.speaker == "ada"
 
 
 # of the last two the first is within the slack of a word, which needs 0.6, and the second is not
