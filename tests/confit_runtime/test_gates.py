@@ -427,7 +427,16 @@ def test_a_mute_after_a_mute_forgets_neither(model: Model) -> None:
         with stream.muted():
             time.sleep(0.4)
     own = np.concatenate([silence(0.5), tone(500, 0.3)])
-    assert heard(stream, [own], RATE) == []
+    assert heard(stream, np.array_split(own, 5), RATE) == []
+
+
+def test_what_waited_during_a_mute_is_not_on_its_way_after_a_pause(model: Model) -> None:
+    stream = model.stream()
+    stream.accept(silence(0.2), RATE)
+    with stream.muted():
+        time.sleep(0.8)
+    assert stream.pause() == []  # it never came
+    assert [event.label for event in heard(stream, [tone(500, 0.3)], RATE)] == ["low"]
 
 
 def test_sound_that_came_ahead_of_a_mute_makes_no_later_mute_shorter(model: Model) -> None:

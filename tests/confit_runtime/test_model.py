@@ -533,6 +533,16 @@ def test_a_short_gap_is_heard_as_silence(
     )
 
 
+def test_the_last_milliseconds_of_a_recording_of_another_rate_are_heard(model: Model) -> None:
+    rate, counts = 8_000, set()
+    for samples in (4, 8, 16, 24, 40, 80):
+        sound = np.append(silence(0.3, rate), tone(500, samples / rate, rate))
+        found = [event.label for event in heard(model.stream(), [sound], rate)]
+        assert found == [event.label for event in heard(model.stream(), [np.append(sound, silence(1.0, rate))], rate)]
+        counts.add(len(found))
+    assert counts == {0, 1}
+
+
 def test_a_recording_is_preceded_by_silence_and_live_sound_is_not_unless_told(model: Model) -> None:
     """What live sound begins with was cut off by whoever switched the microphone on."""
     sound = np.concatenate([tone(500, 0.02), silence(0.4)])
