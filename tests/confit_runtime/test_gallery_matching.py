@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from confit_runtime import Model, UsageError, load
+from confit_runtime.enrollment import Kind
 from confit_runtime.gallery import Gallery
 from confit_runtime.matcher import (
     MAX_SHIFT,
@@ -288,3 +289,13 @@ def test_a_name_with_more_prints_needs_more_similarity_in_a_stream_up_to_the_new
     assert needed(1) == needed(3) == pytest.approx(0.8)
     assert needed(48) == pytest.approx(1 - 0.2 / 2)  # sixteen times as many
     assert needed(48) < needed(64) == needed(200)
+
+
+def test_a_quiet_room_is_a_stranger_among_sounds_and_not_among_voices(tmp_path: Path) -> None:
+    room, near = np.eye(DIM, dtype=np.float32)[:1], l2_normalise(np.float32([[1.0, 0.1] + [0.0] * (DIM - 2)]))
+    model = load(tiny_model.build(tmp_path / "quiet.onnx", quiet=room))
+    kinds: tuple[Kind, ...] = ("sound", "speaker")
+    for kind in kinds:
+        with Gallery.open(tmp_path / f"{kind}.db", model, create=True, kind=kind) as gallery:
+            gallery.enroll("ada", near, sources=["a"], voiced_s=5.0)
+            assert gallery.match(room[0]).reason == ("stranger" if kind == "sound" else None)

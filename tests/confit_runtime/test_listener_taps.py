@@ -88,11 +88,13 @@ def test_an_end_is_of_the_detection_that_was_reported(model: Model) -> None:
         def judge(self, detection: Detection) -> Detection:
             return dataclasses.replace(detection, label=f"a {detection.label}", start_s=0.0, start_sample=0)
 
-    told = Listener([model.stream(ends=True)], "", RATE, taps=[Renames()]).follow(Scripted(chunks(scene())))
+    listener = Listener([model.stream(ends=True)], "", RATE, taps=[Renames()])
+    told = listener.follow(Scripted(chunks(scene())))
     events = [event for event in told if isinstance(event, Detection | Ended)]
     assert [(type(event), event.label) for event in events] == [
         (Detection, "a low"), (Ended, "a low"), (Detection, "a mid"), (Ended, "a mid")
     ]  # fmt: skip
+    assert not listener._sounding  # what is over is not kept
     for detection, ended in zip(events[::2], events[1::2], strict=True):
         assert (ended.start_s, ended.start_sample) == (0.0, 0)
         assert ended.end_sample >= detection.end_sample
