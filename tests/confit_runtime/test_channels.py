@@ -140,6 +140,16 @@ def test_channels_of_opposite_polarity_cancel() -> None:
     assert check(np.stack([sound, -sound], axis=1) + np.float32([0.3, 0.1])).cancelled  # whatever their offsets
 
 
+@pytest.mark.parametrize(("channels", "limit"), [(2, -0.5), (4, -1 / 6)])
+def test_channels_cancel_if_less_than_half_is_left_of_what_unrelated_ones_leave(channels: int, limit: float) -> None:
+    """Of n channels with correlations r, the mean has (1 + (n - 1) r) / n of a channel's power, unrelated ones 1 / n."""
+    rng = np.random.default_rng(0)
+    for nearer, cancelled in ((0.9, False), (1.1, True)):
+        correlation = np.full((channels, channels), nearer * limit) + (1 - nearer * limit) * np.eye(channels)
+        sound = 0.1 * rng.standard_normal((RATE, channels)) @ np.linalg.cholesky(correlation).T
+        assert check(sound.astype(np.float32)).cancelled == cancelled
+
+
 def test_channels_that_differ_do_not_cancel() -> None:
     rng, sound = np.random.default_rng(0), np.float32(0.1) * speech()
     other = rng.normal(0, 0.1, (len(sound), 7)).astype(np.float32)

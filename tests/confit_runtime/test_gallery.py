@@ -581,10 +581,15 @@ def test_while_another_program_holds_it_the_names_are_as_they_were(
         began = time.monotonic()
         assert gallery.matcher is before
         assert time.monotonic() - began < BUSY_TIMEOUT_S / 2  # sound does not wait
-        assert "gallery.db: is in use by another program" in caplog.text
+        assert all(gallery.matcher is before for _ in range(2))  # asked once per second, it does not fill the log
+        (told,) = [record.message for record in caplog.records]
+        assert "gallery.db: is in use by another program" in told
         other.execute("COMMIT")
-        other.close()
         assert gallery.matcher.names == ("eve", "bob")
+        other.execute("BEGIN EXCLUSIVE")
+        assert gallery.matcher.names == ("eve", "bob")
+        assert [record.message for record in caplog.records] == [told, told]  # it is another time
+        other.close()
 
 
 def replace_all(gallery: Gallery, model: Model) -> None:

@@ -136,6 +136,17 @@ def test_speech_before_a_short_detection_identifies_the_speaker(voices: Path, mo
         assert told.speaker == "ada"
 
 
+def test_what_nobody_speaks_is_not_credited_to_who_spoke_before(voices: Path, model: Model) -> None:
+    with Gallery.open(voices, model) as gallery:
+        tap = SpeakerTap(model, gallery)
+        tap.begin("scene", RATE)
+        beep = chord((5000.0,), 0.9)
+        tap.hear(np.concatenate([silence(1.0), chord(ADA, 1.5), silence(0.2), beep, silence(0.5)]), RATE)
+        told = tap.judge(detection(2.8, 3.5))
+        assert told is not None
+        assert told.speaker is None
+
+
 def test_of_a_long_detection_all_voice_counts_and_nothing_else(voices: Path, model: Model) -> None:
     spoken = {1.0: chord(ADA, 2.4), 3.4: chord(BEN, 2.2), 5.6: chord(ADA, 0.5)}
     whistled = {1.0: chord(ADA, 0.4), 2.2: chord((5000.0,), 2.8), 5.6: chord(ADA, 0.5)}  # above all voices
