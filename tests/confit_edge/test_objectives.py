@@ -41,7 +41,7 @@ LABELS = torch.arange(15) % 4
 
 
 def recipe_of(loss: Loss, mining: Mining) -> Recipe:
-    return Recipe(loss=loss, mining=mining, projection_dim=6)
+    return Recipe(loss=loss, mining=mining, projection_dim=6, temperature=0.2, loss_margin=0.3)  # not the defaults
 
 
 def batch_of(dim: int = 10, labels: Tensor = LABELS) -> tuple[Tensor, Tensor]:
@@ -114,12 +114,14 @@ def test_odd_batches_give_a_finite_loss_and_gradient(
     assert torch.isfinite(leaf.grad).all()
 
 
-def test_a_projection_sees_embeddings_of_the_scale_of_a_layers_outputs() -> None:
-    """Unit vectors of many dimensions have tiny coordinates; the projection is given them at a spread of 1."""
+def test_a_projection_and_a_head_see_embeddings_of_the_scale_of_a_layers_outputs() -> None:
+    """Unit vectors of many dimensions have tiny coordinates; the layer is given them at a spread of 1."""
     objective = make_objective(Recipe(projection_dim=8, projection_layers=1), 16, 4, multi_label=False)
     assert isinstance(objective, PairTune)
+    vanilla = FineTune(16, 4, multi_label=False)
     embeddings = torch.randn(3, 16)
     torch.testing.assert_close(objective.project(embeddings), objective.projection(4 * embeddings))
+    torch.testing.assert_close(vanilla.project(embeddings), vanilla.head(4 * embeddings))
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
