@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -258,6 +259,35 @@ def test_differences_of_judgements_are_paired() -> None:
     expected = paired_difference(correct(better, targets), correct(scores, targets), groups)
     found = one.metrics["accuracy"].minus(other.metrics["accuracy"])
     assert found.to_dict() == pytest.approx(expected.to_dict())
+
+
+def test_balanced_accuracies_differ_by_what_is_right_and_not_by_what_is_wrong() -> None:
+    """Of two probes that are wrong on the same clips, it does not matter which other class each of them takes."""
+    targets = np.eye(3, dtype=np.int8)[np.arange(30) % 3]
+    wrong = np.arange(30) < 12
+    one, other = (
+        judge(
+            np.where(wrong[:, None], np.roll(targets, turn, axis=1), targets).astype(np.float32),
+            targets,
+            [str(clip) for clip in range(30)],
+            ["a", "b", "c"],
+            multi_label=False,
+        ).metrics
+        for turn in (1, 2)
+    )
+    alike, apart = (one[name].minus(other[name]) for name in ("balanced_accuracy", "macro_f1"))
+    assert alike.difference == apart.difference == 0
+    assert alike.high == pytest.approx(5.5 / 30)
+    assert apart.high == pytest.approx(1.96 * math.sqrt(12 / 30 / 30), rel=1e-3)
+
+
+def test_no_difference_of_shares_is_more_than_all() -> None:
+    targets = np.eye(2, dtype=np.int8)[np.arange(6) % 2]
+    right, wrong = (
+        judge(scores.astype(np.float32), targets, list("aabbcc"), ["a", "b"], multi_label=False).metrics["accuracy"]
+        for scores in (targets, 1 - targets)
+    )
+    assert (right.minus(wrong).high, wrong.minus(right).low) == (1.0, -1.0)
 
 
 def test_a_perfect_probe_has_an_interval_in_every_metric_and_the_confused_are_named() -> None:

@@ -61,7 +61,7 @@ def test_an_arm_is_not_the_best_because_its_poor_seeds_diverged() -> None:
 
     whole = outcomes_of(0.1, {0: 0.9, 1: 0.7, 2: 0.8})
     worse = outcomes_of(0.2, {0: 0.8, 1: 0.6, 2: 0.7})
-    thinned = Results(whole + worse + outcomes_of(0.5, {0: 0.89}))
+    thinned = Results(outcomes_of(0.5, {0: 0.89}) + whole + worse)
     assert (
         "Best on validation is t 0.1 (of those with 3 of 3 seeds): 80.0 %" in ranking(thinned, thinned.arms(), "t")[0]
     )

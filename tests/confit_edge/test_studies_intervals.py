@@ -114,6 +114,16 @@ def test_a_difference_in_every_group_and_seed_is_significant_and_one_of_three_gr
     assert ten.low < one.low < one.value < one.high < ten.high
 
 
+def test_the_residual_of_seeds_and_groups_counts_once_and_an_interval_leans_as_its_draws() -> None:
+    """Seeds, groups and the residual each move a share by 0.02, so its variance is 0.02^2 with one degree of freedom."""
+    found = Results(outcome({"o": "a"}, seed, {"linear": [0.56 - 0.08 * seed, 0.48]}) for seed in (0, 1)).share("linear")
+    # a draw is 0.48 + 0.08 s g, where s and g are 0, 1/2 or 1 with a chance of 1/4, 1/2 and 1/4
+    stretch = 0.02 / math.sqrt(0.08**2 * (0.375**2 - 0.25**2)) * 12.706 / 1.960
+    assert found.value == pytest.approx(0.5)
+    assert found.value - found.low == pytest.approx(0.02 * stretch, rel=0.03)
+    assert found.high - found.value == pytest.approx(0.06 * stretch, rel=0.03)
+
+
 def test_settings_that_no_group_distinguishes_are_not_certainly_equal() -> None:
     results = Results(outcome({"o": arm}, 0, {"linear": [0.5] * 6}) for arm in ("a", "b"))
     gap = results.difference(Side("linear", {"o": "a"}), Side("linear", {"o": "b"}))
@@ -149,8 +159,8 @@ def test_a_gain_among_few_clips_widens_its_comparison_with_a_gain_among_many() -
 
     outcomes = [
         Outcome(f"{clips}{arm}{seed}", {"o": arm, "clips": clips}, seed, Subset(), [Point({"linear": found})], 0.0)
-        for clips, ours, theirs in ((500, 0.9, 0.8), (30, 0.8, 0.8))
-        for arm, found in (("a", tally(clips, ours, 0.01)), ("b", tally(clips, theirs, 0.0)))
+        for clips, ours, theirs, apart in ((500, 0.9, 0.8, 0.01), (30, 0.8, 0.8, 0.02))
+        for arm, found in (("a", tally(clips, ours, apart)), ("b", tally(clips, theirs, 0.0)))
         for seed in range(3)
     ]
     results = Results(outcomes)
