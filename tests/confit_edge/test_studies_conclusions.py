@@ -137,6 +137,8 @@ def test_of_batch_an_effect_is_that_of_the_last_level_over_the_combinations_that
     assert "Batch 200, averaged over the rest, is above batch 50" in lines
     assert "Batch 200, averaged over the rest, is above batch 100" in lines
     assert "Window 1.0, averaged over the rest, is above window 0.5" in lines
+    widened = batch.main_effect(results, "batch", 200, 50, comparisons=2)
+    assert f"Batch 200, averaged over the rest, is above batch 50 ({points(widened)})." in batch.conclude(results)
     effect = batch.main_effect(results, "batch", 200, 50)
     assert effect.value == pytest.approx(0.15, abs=0.005)
     # the window of 0.5 has no batch of 100, and counts for nothing here
@@ -199,10 +201,13 @@ def test_of_mining_each_is_held_against_the_same_loss_without() -> None:
     )
     lines = claims(mining.conclude(results))
     assert lines[0].startswith("Best on validation is loss supcon, mining hardness: ")
-    assert "Supcon with hardness is above the same loss without mining" in lines
-    assert "Supcon with semi-hard is below the same loss without mining" in lines
-    assert "No significant difference between mining and none: triplet with semi-hard." in lines
-    assert lines[-3:] == [
+    mined, plain = (Side("linear", arm("supcon", name)) for name in ("hardness", "none"))
+    widened = points(results.difference(mined, plain, comparisons=3))
+    assert f"Supcon with hardness is above the same loss without mining ({widened})." in mining.conclude(results)
+    assert lines[-6:] == [
+        "Supcon with hardness is above the same loss without mining",
+        "Supcon with semi-hard is below the same loss without mining",
+        "No significant difference between mining and none: triplet with semi-hard.",
         "(Intervals widened for 3 comparisons.)",
         f"Supcon with hardness is below {HEAD}",
         f"Supcon with hardness is above {FEATURES}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -116,12 +117,27 @@ def test_a_difference_in_every_group_and_seed_is_significant_and_one_of_three_gr
 
 def test_the_residual_of_seeds_and_groups_counts_once_and_an_interval_leans_as_its_draws() -> None:
     """Seeds, groups and the residual each move a share by 0.02, so its variance is 0.02^2 with one degree of freedom."""
-    found = Results(outcome({"o": "a"}, seed, {"linear": [0.56 - 0.08 * seed, 0.48]}) for seed in (0, 1)).share("linear")
+    found = Results(outcome({"o": "a"}, seed, {"linear": [0.56 - 0.08 * seed, 0.48]}) for seed in (0, 1)).share(
+        "linear"
+    )
     # a draw is 0.48 + 0.08 s g, where s and g are 0, 1/2 or 1 with a chance of 1/4, 1/2 and 1/4
     stretch = 0.02 / math.sqrt(0.08**2 * (0.375**2 - 0.25**2)) * 12.706 / 1.960
     assert found.value == pytest.approx(0.5)
     assert found.value - found.low == pytest.approx(0.02 * stretch, rel=0.03)
     assert found.high - found.value == pytest.approx(0.06 * stretch, rel=0.03)
+
+
+def test_an_interval_has_at_least_the_freedom_of_its_fewest_units() -> None:
+    """However much of a variance is the residual: of three seeds, Student's t has two degrees of freedom and not one."""
+    steps = np.array([-1, 0, 1])
+    cells = 0.5 + 0.02 * steps[:, None] + 0.02 * steps + 0.06 * np.outer(steps, steps)
+    found = Results(outcome({"o": "a"}, seed, {"linear": list(cells[seed])}) for seed in range(3)).share("linear")
+    turns = list(itertools.product(range(3), repeat=3))
+    draws = [cells[np.ix_(seeds, groups)].mean() for seeds in turns for groups in turns]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    # the variance of the mean is that of the seeds, because more than that of the groups is residual
+    length = (high - low) * 0.02 / math.sqrt(3) / np.std(draws) * 4.303 / 1.960
+    assert found.high - found.low == pytest.approx(length, rel=0.1)
 
 
 def test_settings_that_no_group_distinguishes_are_not_certainly_equal() -> None:
@@ -184,14 +200,17 @@ def test_no_interval_goes_beyond_what_a_difference_of_shares_can_be() -> None:
 
 
 def test_no_interval_of_a_number_goes_beyond_what_it_can_be_but_that_of_a_difference_does() -> None:
-    numbers = {"epochs_head": (1.0, 3.0), "anisotropy": (0.9, 1.0), "isoscore": (0.0, 0.2), "val_linear": (0.8, 1.0)}
+    numbers = {
+        "epochs_head": (1.0, 3.0), "anisotropy": (0.9, 1.0), "isoscore": (0.0, 0.2), "val_linear": (0.8, 1.0),
+        "balance": (0.0, 0.2), "top1_train": (0.0, 0.2),
+    }  # fmt: skip
     results = Results(
         outcome({"o": "a"}, seed, **{name: pair[seed] for name, pair in numbers.items()}) for seed in (0, 1)
     )
     found = {name: results.number(name, o="a") for name in numbers}
     assert (found["epochs_head"].low, found["epochs_head"].value) == (1, 2)
     assert (found["anisotropy"].low, found["anisotropy"].high) == (pytest.approx(0.95 - 12.706 * 0.05, abs=1e-4), 1)
-    assert found["isoscore"].low == 0
+    assert found["isoscore"].low == found["balance"].low == found["top1_train"].low == 0
     assert found["val_linear"].high == 1
     gap = results.number_difference([(1.0, "isoscore", {"o": "a"}), (-1.0, "anisotropy", {"o": "a"})])
     assert gap.high == pytest.approx(gap.value + 12.706 * 0.05, abs=1e-4)

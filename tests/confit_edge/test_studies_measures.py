@@ -115,3 +115,33 @@ def test_episodes_are_decided_by_prototypes_of_their_own_classes(corpus: Corpus)
         assert all(right == clips == 100 * 3 for right, clips in tally.values())
     wrong = unseen.episodes(prototypes_from, corpus.train, -queries, corpus.test, 2, 1, rng)
     assert sum(right for right, _ in wrong["prototype"].values()) == 0
+
+
+def test_episodes_equal_a_naive_loop(corpus: Corpus) -> None:
+    """A class is known by as many prints as there are shots: by the cosine of their mean, or by that many neighbours' votes."""
+    given, asked = (np.random.default_rng(2).normal(size=(len(clips), 3)) for clips in (corpus.train, corpus.test))
+    given, asked = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (given, asked))
+    found = unseen.episodes(
+        given.astype(np.float32), corpus.train, asked.astype(np.float32), corpus.test, 3, 3, np.random.default_rng(0)
+    )
+    rng, right = np.random.default_rng(0), {"prototype": 0, "knn": 0}
+    for _ in range(unseen.EPISODES):
+        drawn = {
+            column: given[rng.permutation(np.flatnonzero(corpus.train.labels == column))[:3]]
+            for column in rng.permutation(4)[:3]
+        }
+        for query, label in zip(asked, corpus.test.labels, strict=True):
+            if label not in drawn:
+                continue
+            cosines = {
+                column: query @ rows.mean(axis=0) / np.linalg.norm(rows.mean(axis=0)) for column, rows in drawn.items()
+            }
+            right["prototype"] += max(cosines, key=lambda column: cosines[column]) == label
+            near = sorted(
+                ((float(query @ row), column) for column, rows in drawn.items() for row in rows), reverse=True
+            )[:3]
+            votes = dict.fromkeys(drawn, 0.0)
+            for similarity, column in near:
+                votes[column] += math.exp((similarity - near[0][0]) / 0.1)
+            right["knn"] += max(votes, key=lambda column: votes[column]) == label
+    assert {name: sum(hits for hits, _ in tally.values()) for name, tally in found.items()} == right
