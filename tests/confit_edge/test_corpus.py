@@ -430,6 +430,14 @@ def test_clips_without_a_label_are_drawn_where_they_are_named() -> None:
     assert {row for batch in named for row in batch} == set(range(12))
 
 
+def test_an_epoch_hears_clips_without_a_label(run_corpus: Corpus) -> None:
+    targets = run_corpus.train.targets.copy()
+    targets[::4] = 0
+    clips, corpus = replace(run_corpus.train, targets=targets), replace(run_corpus, unknown=None, multi_label=True)
+    batches = epoch_batches(clips, corpus, Recipe(classes_per_batch=100, clips_per_class=2), 0)
+    assert all(sum(not targets[row].any() for row in batch) == 2 for batch in batches)
+
+
 def test_batches_hold_the_unknown_next_to_the_classes(run_corpus: Corpus) -> None:
     clips = run_corpus.training_clips()
     unknown = run_corpus.classes.index(UNKNOWN)
@@ -441,6 +449,16 @@ def test_batches_hold_the_unknown_next_to_the_classes(run_corpus: Corpus) -> Non
         drawn = Counter(int(clips.labels[row]) for row in batch)
         assert drawn.pop(unknown) == 4
         assert list(drawn.values()) == [2, 2, 2]
+    strange = [
+        [
+            row
+            for batch in epoch_batches(clips, run_corpus, recipe, epoch)
+            for row in batch
+            if clips.labels[row] == unknown
+        ]
+        for epoch in (0, 1)
+    ]
+    assert strange[0] != strange[1]
 
 
 @pytest.mark.parametrize(
@@ -469,6 +487,7 @@ def test_few_classes_fill_a_batch_with_what_they_have(sizes: list[int], per_batc
     targets[np.arange(sum(sizes)), np.repeat(np.arange(len(sizes)), sizes)] = 1
     per_class = default_clips_per_class(targets, per_batch)
     assert per_class >= 4
+    assert per_class == default_clips_per_class(targets[:, np.array(sizes, int) > 0], per_batch)
     if per_class > 4:
         present = [size for size in sizes if size]
         assert per_class * min(per_batch, len(present)) <= 64

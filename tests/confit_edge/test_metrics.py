@@ -281,6 +281,15 @@ def test_balanced_accuracies_differ_by_what_is_right_and_not_by_what_is_wrong() 
     assert apart.high == pytest.approx(1.96 * math.sqrt(12 / 30 / 30), rel=1e-3)
 
 
+def test_several_labels_are_worth_no_more_than_their_clips() -> None:
+    """Twenty clips of two labels and two of another: what is perfect here is not as sure as of 42 clips."""
+    targets = np.array([[1, 1, 0]] * 20 + [[0, 0, 1]] * 2, np.int8)
+    groups, scores = [str(clip) for clip in range(22)], targets.astype(np.float32)
+    judged = judge(scores, targets, groups, ["a", "b", "c"], multi_label=True).metrics
+    assert judged["micro_f1"].low == pytest.approx(clustered_share_interval(1.0, 0.0, np.ones(22), worth=22)[0])
+    assert judged["map"].low == ranked(scores, targets, groups)["map_low"]
+
+
 def test_no_difference_of_shares_is_more_than_all() -> None:
     targets = np.eye(2, dtype=np.int8)[np.arange(6) % 2]
     right, wrong = (

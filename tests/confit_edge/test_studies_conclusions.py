@@ -89,7 +89,8 @@ def test_a_conclusion_says_for_how_many_comparisons_its_intervals_are_widened() 
     lines = dimensions.conclude(dropped)
     assert lines[:2] == ["frozen was not measured.", "finetune was not measured."]
     (claim,) = [line for line in lines if "differs from dropping as many at random" in line]
-    assert re.search(r"for 1 \(-\d+\.\d points \[-\d+\.\d, -\d+\.\d\]\)\.", claim)
+    top, chance = (Side("linear", {"what": what, "dimensions": 1}) for what in ("drop top", "drop random"))
+    assert claim.endswith(f" for 1 ({points(dropped.difference(top, chance, comparisons=2))}).")
     assert "(Intervals widened for 2 comparisons.)" in lines
     grid = Results(
         outcome({"batch": size, "window": window, "hardness": 0.0}, seed, near(0.8), val_linear=0.8)
@@ -331,6 +332,7 @@ def test_encoders_judged_alone_make_no_correlation() -> None:
     level = [encoder(str(n), "easy", 1.0, 0.1 * n) for n in range(6)]
     results = Results(alone + two + level)
     assert isotropy.pairs(results.rows, "isoscore", "linear").different == 2
+    assert len(isotropy.pairs(results.rows, "isoscore", "linear").measure) == 2  # of their seeds, the means
     assert isotropy.conclude(results)[0].startswith("Too few encoders for a correlation: 5 that differ in objective")
     assert math.isnan(isotropy.pairs(Results(alone).rows, "isoscore", "linear").correlation().value)
 
@@ -388,6 +390,19 @@ def test_variants_of_a_training_are_not_encoders_of_their_own() -> None:
         assert found.different == 8
         claimed += found.correlation().significant
     assert claimed / 60 < 0.1  # 0.42, were the 32 counted one by one
+
+
+def test_a_rotation_is_told_by_what_it_moves_of_knn() -> None:
+    results = Results(
+        outcome(
+            {"objective": "frozen", "basis": basis, "what": "drop top", "dimensions": 0}, 0,
+            {"linear": [linear, linear], "knn": [knn, knn]}, top1_train=top,
+        )
+        for basis, linear, knn, top in (("own", 0.9, 0.7, 0.4), ("rotated", 0.6, 0.8, 0.1))
+    )  # fmt: skip
+    assert dimensions.conclude(results)[0] == (
+        "frozen: the top dimension contributes 0.400; after a random rotation 0.100, which moves kNN by +10.0 points."
+    )
 
 
 def balance_results(penalised: float, reached: float, ours: float = 0.9, moves: float = 0.01) -> Results:

@@ -92,6 +92,9 @@ def test_a_clip_without_a_label_is_neither_right_nor_wrong(exports: dict[str, Ex
     assert predictions.correct.tolist() == whole.correct[kept].tolist()
     assert predictions.groups == [val.groups[at] for at in kept]
     assert len(predictions.embeddings) == len(val)
+    ranking = Predictions.of(model, replace(val, targets=targets), replace(run_corpus, multi_label=True)).ranking
+    assert ranking is not None
+    assert ranking["clips"] == len(val)
 
 
 def test_clips_are_heard_with_embeddings_of_length_1_and_labels_by_name(
@@ -101,7 +104,9 @@ def test_clips_are_heard_with_embeddings_of_length_1_and_labels_by_name(
     twice = replace(val, pcm=[np.concatenate([pcm, val.pcm[0]]) for pcm in val.pcm])  # of several rows, which differ
     assert np.linalg.norm(model.rows(twice.pcm[1], 16_000)[1].mean(axis=0)) < 0.99
     predictions = Predictions.of(model, twice, run_corpus)
-    np.testing.assert_allclose(np.linalg.norm(predictions.embeddings, axis=1), 1, atol=1e-5)
+    heard = np.stack([model.rows(pcm, 16_000)[1].mean(axis=0) for pcm in twice.pcm])
+    heard /= np.linalg.norm(heard, axis=1, keepdims=True)
+    np.testing.assert_allclose(predictions.embeddings, heard, atol=1e-5)
     backwards = replace(run_corpus, classes=run_corpus.classes[::-1])
     again = Predictions.of(model, replace(twice, targets=val.targets[:, ::-1]), backwards)
     assert predictions.correct.any()

@@ -19,7 +19,7 @@ from confit_edge.data.corpus import Clips
 from confit_edge.probes.metrics import Difference
 from confit_export.gate import Verdict
 from confit_export.quantize import Quantizer
-from confit_export.search import SearchResult, kept_by_name, search
+from confit_export.search import SearchResult, kept_by_name, layers_to_quantize, search
 from confit_export.sensitivity import WINDOWS, embed, sweep, validation_windows
 from confit_runtime.errors import UsageError
 
@@ -144,6 +144,12 @@ def test_layers_are_named_by_whole_parts(names: list[list[str]], taken: int, end
     assert kept_by_name(layers, ("".join(asked) + end,)) == list(expected)
     with pytest.raises(UsageError, match=r"names none of the"):
         kept_by_name(layers, ("".join(asked)[:-1] + "5",))
+
+
+def test_a_model_without_layers_to_quantise_is_no_mistake_of_what_is_kept() -> None:
+    assert layers_to_quantize((), ()) == []
+    with pytest.raises(UsageError, match=r"--keep-fp32 /stack: leaves no layer to quantise"):
+        layers_to_quantize(("/stack/Conv",), ("/stack",))
 
 
 def test_a_layer_that_does_not_exist_is_answered_with_the_closest() -> None:
