@@ -22,7 +22,7 @@ from confit_edge.encoders.embedding import embed_clips
 from confit_edge.encoders.transformers import TransformersEncoder
 from confit_edge.pairtune.lr_search import choose_lr, remove_search_files
 from confit_edge.pairtune.objectives import FineTune, Objective, make_objective
-from confit_edge.pairtune.optimiser import AVERAGED_RATE, cosine_schedule, make_optimiser
+from confit_edge.pairtune.optimiser import AVERAGED_RATE, cosine_schedule, frozen, make_optimiser
 from confit_edge.pairtune.soup import averaged
 from confit_edge.pairtune.trainer import Fitted, TrainingState, fit, prepared_training
 from confit_edge.pairtune.validation import head_from_probe, head_probe, quality, quick_sample, standard_error
@@ -449,13 +449,23 @@ def test_frozen_blocks_stay_as_they_are(speech_embedding: Encoder, few: Corpus, 
     assert math.isfinite(fitted.history[0]["loss"])
 
 
+def test_what_never_learns_is_not_thawed(speech_embedding: Encoder) -> None:
+    encoder = copy.deepcopy(speech_embedding)
+    fixed, *others = (parameter for module in encoder.blocks()[0] for parameter in module.parameters())
+    fixed.requires_grad_(False)
+    with frozen(encoder, "features"):
+        assert not any(parameter.requires_grad for parameter in others)
+    assert not fixed.requires_grad
+    assert all(parameter.requires_grad for parameter in others)
+
+
 def test_frozen_layers_drop_nothing_out(attention: Encoder, few: Corpus) -> None:
     encoder, modes = copy.deepcopy(attention), set()
 
     def watch(event: dict[str, Any]) -> None:
         if event["stage"] == "step":
-            frozen, layer = encoder.blocks()
-            modes.add((any(module.training for module in frozen), all(module.training for module in layer)))
+            features, layer = encoder.blocks()
+            modes.add((any(module.training for module in features), all(module.training for module in layer)))
 
     fit(encoder, few, replace(RECIPE, freeze="features", epochs=1), lr=5e-4, epochs=1, watch=watch)
     assert modes == {(False, True)}
@@ -465,13 +475,12 @@ def test_frozen_layers_drop_nothing_out(attention: Encoder, few: Corpus) -> None
 
 def test_layers_learn_the_slower_the_lower_they_are(speech_embedding: Encoder) -> None:
     objective = make_objective(RECIPE, 96, 5, False)
-    plain = make_optimiser(speech_embedding, objective, RECIPE, 1e-3)
+    plain = make_optimiser(speech_embedding, objective, replace(RECIPE, weight_decay=0.2), 1e-3)
     assert [group["lr"] for group in plain.param_groups] == [1e-3, RECIPE.head_lr]
-    layered = make_optimiser(speech_embedding, objective, replace(RECIPE, lr_decay=0.5), 1e-3)
+    layered = make_optimiser(speech_embedding, objective, replace(RECIPE, weight_decay=0.2, lr_decay=0.5), 1e-3)
     rates = {id(p): group["lr"] for group in layered.param_groups for p in group["params"]}
     assert len(rates) == len([*speech_embedding.parameters(), *objective.parameters()])
-    decays = {group["weight_decay"] for each in (plain, layered) for group in each.param_groups}
-    assert decays == {RECIPE.weight_decay} != {0.0}
+    assert {group["weight_decay"] for each in (plain, layered) for group in each.param_groups} == {0.2}
     for index, block in enumerate(speech_embedding.blocks()):
         for module in block:
             for parameter in module.parameters():
@@ -646,14 +655,15 @@ def test_the_schedule_warms_up_and_falls_to_nothing() -> None:
     assert averaged[150:] == pytest.approx([AVERAGED_RATE] * 150)
 
 
-def test_a_mean_of_weights_leaves_whole_numbers_whole() -> None:
+def test_a_mean_of_weights_and_buffers_leaves_whole_numbers_whole() -> None:
     # torch's own mean of several tensors at once, which it takes on a GPU, cannot divide them
     counted = nn.BatchNorm1d(2)
     mean = averaged(counted)
     for seen in (3, 7):
         counted.num_batches_tracked.fill_(seen)
         counted.weight.data.fill_(seen)
+        counted.running_mean.fill_(seen)
         mean.update_parameters(counted)
     assert mean.module.num_batches_tracked == 7
-    assert mean.module.weight.tolist() == [5.0, 5.0]
+    assert mean.module.weight.tolist() == mean.module.running_mean.tolist() == [5.0, 5.0]
     assert mean.avg_fn is not None
