@@ -486,6 +486,17 @@ def test_an_equal_error_rate_is_as_sure_as_its_trials_are_many() -> None:
     assert found.high > 0.7  # of two trials of one class
 
 
+def test_trials_among_a_few_clips_are_worth_no_more_than_these() -> None:
+    """Five clips of a class make ten trials, next to a hundred with twenty others."""
+    one, other = np.triu_indices(5, 1)
+    strange = np.array([(clip, stranger) for clip in range(5) for stranger in range(5, 25)])
+    trials = Trials(*np.concatenate([np.stack([one, other], axis=1), strange]).T, np.arange(110) < 10)
+    embeddings = np.eye(2, dtype=np.float32)[(np.arange(25) < 5).astype(int)]
+    found = verify(embeddings, trials, [str(clip) for clip in range(25)])
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx(clustered_share_interval(0.0, 0.0, np.ones(25), worth=5))
+
+
 def test_all_pairs_are_of_one_class_or_of_two() -> None:
     trials = all_pairs(clips_of([0, 1, 0, 2]))
     pairs = {(int(a), int(b)): bool(same) for a, b, same in zip(trials.one, trials.other, trials.same, strict=True)}

@@ -14,6 +14,7 @@ from confit_edge.data.corpus import Clips, Corpus, read_corpus
 from confit_edge.recipe import Recipe
 from confit_edge.studies import find
 from confit_edge.studies.subset import (
+    can_draw,
     clips_per_class,
     cut,
     draw_classes,
@@ -41,6 +42,7 @@ def test_a_cut_is_of_the_seed_and_a_small_cut_is_part_of_a_large_one(corpus: Cor
     assert set(clips_per_class(many).values()) == {5}
     assert set(few.train.paths) < set(many.train.paths) < set(corpus.train.paths)
     assert set(Counter(few.val.labels.tolist()).values()) == {2}
+    assert set(Counter(cut(corpus, Subset(shots=1), 3).val.labels.tolist()).values()) == {1}
     assert few.test.paths == corpus.test.paths
     assert cut(corpus, Subset(shots=2), 3).train.paths == few.train.paths
     assert cut(corpus, Subset(shots=2), 4).train.paths != few.train.paths
@@ -85,6 +87,10 @@ def test_a_tail_falls_from_all_the_shots_to_a_share_of_them(corpus: Corpus) -> N
     sizes = tail_sizes(corpus, 8, 8.0, 0)
     assert sorted(sizes.values()) == [1, 2, 4, 8]
     assert clips_per_class(cut(corpus, Subset(shots=8, tail=8.0), 0)) == sizes
+    assert sorted(tail_sizes(corpus, 10, 10.0, 0).values()) == [1, 2, 5, 10]  # 4.6 is nearer to 5
+    uneven = cut(corpus, Subset(shots=2, tail=2.0), 0)
+    assert set(clips_per_class(uneven).values()) == {1, 2}
+    assert set(Counter(uneven.val.labels.tolist()).values()) == {2}  # choices are made on even classes
     assert tail_sizes(corpus, 8, 8.0, 1) != sizes
 
 
@@ -125,6 +131,24 @@ def test_a_clip_of_several_labels_counts_for_each(corpus: Corpus) -> None:
         assert {trial.arm["shots"] for trial in trials} > {1, 2}
 
 
+def test_a_clip_of_two_labels_is_drawn_once(corpus: Corpus) -> None:
+    """Two clips of both labels and five of the second alone: three of the second are drawn, however few the first has."""
+    two = with_classes(corpus, corpus.classes[:2])
+    targets = np.array([[1, 1]] * 2 + [[0, 1]] * 5, np.int8)
+    parts = {key: getattr(two.train, key)[: len(targets)] for key in ("pcm", "groups", "paths")}
+    several = replace(two, train=Clips(targets=targets, **parts), multi_label=True)
+    for seed in range(10):
+        assert list(clips_per_class(cut(several, Subset(shots=3), seed)).values()) == [2, 3]
+
+
+def test_a_draw_that_loses_a_class_in_validation_is_none(corpus: Corpus) -> None:
+    three = with_classes(corpus, corpus.classes[:3])
+    targets = np.array([[1, 1, 0], [1, 0, 1]], np.int8)  # of each label one: the first is on both clips
+    parts = {key: getattr(three.val, key)[: len(targets)] for key in ("pcm", "groups", "paths")}
+    assert can_draw(three, Subset(shots=1), 0)
+    assert not can_draw(replace(three, val=Clips(targets=targets, **parts), multi_label=True), Subset(shots=1), 0)
+
+
 def test_labels_that_no_draw_makes_even_are_refused(corpus: Corpus) -> None:
     """The first label is on every clip: one clip of each other label brings more than one of it."""
     targets = corpus.train.targets.copy()
@@ -155,4 +179,5 @@ def test_another_domain_is_the_same_clip_under_other_conditions() -> None:
 def test_shifted_clips_are_the_same_each_time(corpus: Corpus) -> None:
     one, other = (shifted(corpus.test, "noise", 16_000, 0) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(one.pcm, other.pcm, strict=True))
+    assert not np.array_equal(one.pcm[0], shifted(corpus.test, "noise", 16_000, 1).pcm[0])
     assert one.paths == corpus.test.paths
