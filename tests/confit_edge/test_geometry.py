@@ -181,6 +181,8 @@ def test_more_clips_than_are_paired_are_sampled(monkeypatch: pytest.MonkeyPatch)
     assert sampled != whole
     assert sampled == pytest.approx(whole, abs=0.05)
     assert sampled == (m.uniformity(x, seed=1), m.neighbours(x, labels, seed=1))
+    drawn = np.random.default_rng([1, 13]).choice(len(x), 200, replace=False)
+    assert sampled[0] == pytest.approx(m.uniformity(x[drawn]))
 
 
 def test_what_is_not_defined_is_nan_and_what_is_wrong_is_an_error() -> None:
@@ -254,7 +256,11 @@ def test_the_jackknife_leaves_whole_groups_out() -> None:
         seen.append({groups[row] for row in rows})
         return {"clips": float(len(rows))}
 
+    m.jackknife(measure, groups, seed=1)
+    other = seen[1:]
+    seen.clear()
     m.jackknife(measure, groups)
+    assert seen[1:] != other
     assert (len(seen[0]), sorted(map(len, seen[1:]))) == (47, [*[44] * 7, *[45] * 13])
     assert set.intersection(*seen[1:]) == set()
     assert all(math.isnan(end) for end in m.jackknife(measure, ["one"] * 5)["clips"])

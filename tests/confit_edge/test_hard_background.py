@@ -124,7 +124,9 @@ def test_the_linear_probe_learns_from_all_the_background(run_corpus: Corpus, mon
 
     def count_fires(probed: Encoder) -> int:
         rows = embed_background(probed, corpus.background_train, CPU, 0)
-        scores = dual.dual_probe(probed, corpus, Recipe(probe_views=1), CPU).linear.scores(rows)
+        probes = dual.dual_probe(probed, corpus, Recipe(probe_views=1), CPU)
+        assert probes.typicality.unknown == corpus.unknown_column
+        scores = probes.linear.scores(rows)
         return int((np.delete(scores, corpus.unknown_column or 0, axis=1).max(axis=1) > FIRES).sum())
 
     learnt = count_fires(encoder)

@@ -509,6 +509,7 @@ def test_all_pairs_are_of_one_class_or_of_two() -> None:
     assert trials.left_out == 1
     many = all_pairs(clips_of([row % 3 for row in range(CLIPS + 50)]), seed=1)
     assert len(many) == CLIPS * (CLIPS - 1) // 2
+    assert not np.array_equal(many.one, all_pairs(clips_of([row % 3 for row in range(CLIPS + 50)]), seed=2).one)
     assert len(np.unique(np.concatenate([many.one, many.other]))) == CLIPS
 
 
