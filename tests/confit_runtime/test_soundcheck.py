@@ -10,11 +10,12 @@ import pytest
 from confit_edge.demo import DATA
 from confit_runtime import AudioError, DeviceError, UsageError
 from confit_runtime.audio import read_audio, resample
+from confit_runtime.channels import ChannelCheck
 from confit_runtime.frames import FLOOR_DB, loudest_db
 from confit_runtime.recording import record_clip
 from confit_runtime.soundcheck import find_fault, findings, soundcheck
 from confit_runtime.sources import FileSource, Microphone
-from confit_runtime.sources.base import MICROPHONE_AWAY, OVERRUN
+from confit_runtime.sources.base import MICROPHONE_AWAY, OVERRUN, downmix
 from confit_runtime.voice_activity import trim_silence
 from tests.confit_runtime.fake_sounddevice import Back, FakePortAudio
 from tests.tiny_model import Floats, silence, tone
@@ -122,6 +123,23 @@ def test_holes_and_losses_are_counted() -> None:
         "bad: 1.50 s of sound were lost: the microphone was away (unplugged, a loose cable, or a weak power supply)"
         " | bad: 0.10 s of sound were lost: it hiccuped"
     )
+
+
+def test_sound_that_pauses_or_begins_softly_is_not_torn() -> None:
+    paused = speech().copy()
+    paused[17_000:20_000] = 0.0  # for longer than a tenth of a second
+    assert soundcheck(paused, RATE).holes == 0
+    rising = np.linspace(0, 1, RATE // 4, dtype=np.float32) ** 4
+    begun = np.concatenate([tone(440, 0.5)[: RATE // 4], silence(0.05), tone(440, 0.5)[: RATE // 4] * rising])
+    assert soundcheck(begun, RATE).holes == 0
+
+
+def test_a_microphone_has_one_fault_at_a_time() -> None:
+    assert words(noise(1.0, 1e-4)).count("|") == 0  # so quiet, it cannot be said how far speech is above the noise
+    sound, channels = tone(440, 1.0), ChannelCheck()
+    channels.hear(downmix((np.stack([sound, -sound], axis=1), RATE)))
+    (told,) = findings(soundcheck(0 * sound, RATE, channels))  # which is no silence
+    assert "channels cancel each other" in told.text
 
 
 @pytest.mark.parametrize("release_s", [0.005, 0.03])
