@@ -87,9 +87,12 @@ def test_export_and_import_carry_everything_and_add_nothing_twice(tmp_path: Path
     sound = chord((300.0, 2600.0), 0.4)
     with Gallery.open(tmp_path / "one.db", model, create=True) as one:
         one.enroll("ada", random_prints(2), sources=["a", "b"], voiced_s=3.0, audio=[to_flac(sound, 16_000)] * 2)
+        one.enroll("ada", random_prints(1), sources=["d"], voiced_s=1.5)  # its audio is not kept
         one.enroll("ada", random_prints(1), sources=["tv"], voiced_s=1.0, negative=True)
         one.enroll("bob", random_prints(1), sources=["c"], voiced_s=1.0)
-        assert export_names(one, ["ada"], tmp_path / "ada.db") == {"ada": (2, 1)}
+        assert export_names(one, ["ada"], tmp_path / "ada.db") == {"ada": (3, 1)}
+        one.enroll("low", random_prints(1), sources=["x"], voiced_s=0.0, negative=True)  # a label
+        assert export_names(one, ["low"], tmp_path / "low.db") == {"low": (0, 1)}
         with pytest.raises(UsageError, match="already exists"):
             export_names(one, [], tmp_path / "ada.db")
         for length in (250, 300):
@@ -97,10 +100,12 @@ def test_export_and_import_carry_everything_and_add_nothing_twice(tmp_path: Path
                 export_names(one, [], tmp_path / f"{'y' * length}.db")
         original = one.prints("ada")
     with Gallery.open(tmp_path / "two.db", model, create=True) as two, Gallery.open(tmp_path / "ada.db") as given:
-        assert import_names(two, given) == {"ada": (2, 1)}
+        assert import_names(two, given) == {"ada": (3, 1)}
         assert import_names(two, given) == {"ada": (0, 0)}
-        assert (two.names(), two.negatives(), two.voiced_s("ada")) == ({"ada": 2}, {"ada": 1}, 3.0)
-        for was, is_ in zip(original, two.prints("ada"), strict=True):
+        assert (two.names(), two.negatives(), two.voiced_s("ada")) == ({"ada": 3}, {"ada": 1}, 4.5)
+        for was, is_ in zip(
+            *(sorted(one, key=lambda one: one.source) for one in (original, two.prints("ada"))), strict=True
+        ):
             np.testing.assert_array_equal(was.embedding, is_.embedding)
             assert (was.source, was.negative, was.audio) == (is_.source, is_.negative, is_.audio)
     other = load(tiny_model.build(tmp_path / "other.onnx", embedding_id="another"))
