@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from confit_edge.data.corpus import UNKNOWN, Clips, Corpus, balanced_batches, read_corpus
 from confit_edge.data.manifest import sound_files
 from confit_edge.pairtune.items import default_clips_per_class, epoch_batches
-from confit_edge.pairtune.remarks import describe_data
+from confit_edge.pairtune.remarks import count_firing, describe_data, remarks
 from confit_edge.recipe import Recipe
 from confit_runtime.audio import load_clip
 from confit_runtime.data_warnings import data_warnings
@@ -536,3 +536,13 @@ def test_other_background_is_other_data(tmp_path: Path) -> None:
     assert fingerprint() == before
     write_noise(background, seed=100, seconds=3.0)
     assert fingerprint() != before
+
+
+def test_clips_of_the_unknown_class_are_not_counted_as_own_and_notes_are_told(corpus: Corpus, manifest: Path) -> None:
+    told = replace(corpus, unknown="yes", notes=["warning: something to know"])
+    of_others = int(corpus.train.targets[:, corpus.classes.index("yes")].sum())
+    assert count_firing(corpus.train, corpus) == {"clips": len(corpus.train), "groups": 6}
+    assert count_firing(told.train, told) == {"clips": len(corpus.train) - of_others, "groups": 6}
+    said = list(remarks(told, describe_data(manifest, told, 16_000)))
+    assert "warning: something to know" in said
+    assert f"({len(corpus.train) - of_others} of classes that fire)" in said[0]
