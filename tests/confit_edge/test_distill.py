@@ -27,6 +27,7 @@ from confit_edge.encoders.embedding import embed_clips
 from confit_edge.encoders.transformers import TransformersEncoder
 from confit_edge.pairtune.distill import Lesson, Teaching, TeachingRun, embedding_loss, similarity_loss
 from confit_edge.pairtune.losses import jaccard, supervised_contrastive
+from confit_edge.pairtune.lr_search import choose_lr
 from confit_edge.pairtune.student import INHERITED, student_recipe
 from confit_edge.pairtune.trainer import Fitted, fit
 from confit_edge.recipe import Recipe
@@ -297,6 +298,17 @@ def test_unlabelled_sound_changes_what_is_learnt(student: Encoder, few: Corpus, 
     _, one = distilled(student, few, recipe, teaching)
     _, other = distilled(student, few, recipe, replace(teaching, unlabelled=[]))
     assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+def test_the_rates_of_a_student_are_tried_with_its_teacher(student: Encoder, few: Corpus, teaching: Teaching) -> None:
+    recipe, told = replace(RECIPE, epochs=1, lr=(5e-4, 1e-3)), list[dict[str, Any]]()
+    choose_lr(student, few, recipe, watch=told.append, teaching=teaching)
+    losses = {
+        lr: [event["loss"] for event in told if event["stage"] == "trying" and event["lr"] == lr] for lr in recipe.lr
+    }
+    alone = list[dict[str, Any]]()
+    distilled(student, few, recipe, teaching, watch=alone.append)
+    assert losses[5e-4] == [event["loss"] for event in alone if event["stage"] == "step"]
 
 
 # the recipe of a student

@@ -534,6 +534,16 @@ def test_a_contract_says_up_to_where_its_encoder_hears(exports: dict[str, Export
     assert load("speakers").contract.highest_hz == 8000  # all of its rate
 
 
+def test_quiet_rooms_are_white_and_rumbling_noise_of_the_levels_of_rooms() -> None:
+    rooms = list(quiet_rooms(16_000))
+    levels = [20 * np.log10(np.sqrt(np.square(room, dtype=np.float64).mean())) for room in rooms]
+    np.testing.assert_allclose(levels, np.repeat([-80.0, -65.0, -50.0, -40.0], 2), atol=0.01)
+    for hiss, rumble in zip(rooms[::2], rooms[1::2], strict=True):
+        low, low_rumble = (np.square(np.abs(np.fft.rfft(room)))[1:100].sum() for room in (hiss, rumble))
+        assert low_rumble > 50 * low
+        assert abs(rumble[0] - rumble[-1]) < 0.1 * np.abs(rumble).max()  # it does not drift away
+
+
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_quiet_rooms_are_embedded_by_this_file_and_stand_in_it(models: dict[str, Model], precision: str) -> None:
     model = models[precision]
